@@ -1,0 +1,1 @@
+//! Every promise of a [`Store`](crate::Store), stated once.
