@@ -1,0 +1,1 @@
+//! Every promise of a [`Runtime`](crate::Runtime), stated once.

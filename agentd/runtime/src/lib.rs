@@ -1,0 +1,55 @@
+//! Containers, without tasks.
+//!
+//! A [`Runtime`] makes, starts, stops, lists and removes containers on one machine. It promises: [`Runtime::create`] and
+//! every other call are idempotent by container id; [`Runtime::list`] is the whole truth after a restart of the caller,
+//! exit codes of the time in between included; a container outlives its caller; every call has a deadline of its own.
+//!
+//! What must never happen here: the name of a task, a clock that decides policy, a container touched that this runtime
+//! did not make. The promises are written down once, as executable cases, in [`conformance`].
+
+pub mod conformance;
+pub mod fake;
+pub mod limits;
+mod types;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+pub use fake::FakeRuntime;
+pub use types::{
+    Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, Isolation, Limits, LogChunk, LogLine, LogPosition,
+    LogQuery, Mount, Rootfs, State, Stop, Stream, User,
+};
+
+/// Runs containers. One of the four seams.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// What this runtime isolates here, and what not and why; shown on the Agent.
+    fn isolation(&self) -> Isolation;
+
+    /// Every container of this runtime, in the order of their ids: the only source of truth after a restart.
+    async fn list(&self) -> Result<Vec<Container>, Error>;
+
+    /// Prepares a container without running its command. Creating what exists with an equal spec does nothing;
+    /// with another spec it is [`Error::Conflict`].
+    async fn create(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<(), Error>;
+
+    /// Runs the command of a created container. Starting what runs or has exited does nothing.
+    async fn start(&self, id: &ContainerId) -> Result<(), Error>;
+
+    /// Begins to stop the container: sends the signal, and kills everything in it when the grace is over. Returns when the
+    /// signal is sent, not when the container has exited. Stopping what has exited does nothing; stopping what was only
+    /// created makes it exit.
+    async fn stop(&self, id: &ContainerId, stop: Stop) -> Result<(), Error>;
+
+    /// Removes an exited container with its sandbox and logs. Removing what does not exist does nothing; removing what
+    /// runs is [`Error::Running`].
+    async fn remove(&self, id: &ContainerId) -> Result<(), Error>;
+
+    /// The part of a container's output that the query asks for, at most one chunk; an empty chunk means nothing there yet.
+    async fn logs(&self, id: &ContainerId, query: &LogQuery) -> Result<LogChunk, Error>;
+
+    /// Wakes its reader when any container may have changed state. May say too much, never too little; carries no data:
+    /// the reader lists again.
+    fn changes(&self) -> BoxStream<'static, ()>;
+}
