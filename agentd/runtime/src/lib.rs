@@ -10,6 +10,7 @@
 pub mod conformance;
 pub mod fake;
 pub mod limits;
+pub mod spec;
 mod types;
 
 use async_trait::async_trait;

@@ -34,3 +34,6 @@ pub const LOG_BYTES_DEFAULT: u64 = 10 * 1024 * 1024;
 
 /// The smallest size at which a log is rotated: two lines of the greatest length. Less than that is raised to it.
 pub const LOG_BYTES_MIN: u64 = 2 * LOG_LINE_BYTES as u64;
+
+/// Where a command is looked for when its environment has no `PATH`.
+pub const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -10,6 +10,7 @@
 
 pub mod conformance;
 mod core;
+pub mod embedded;
 mod history;
 mod leases;
 mod memory;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
 pub use types::{
     Change, CommitError, Compare, Entry, Error, Key, LIMITS, LeaseError, LeaseId, Limits, Listing, Op, Page, Prefix,

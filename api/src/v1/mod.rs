@@ -1,0 +1,19 @@
+//! The kinds of `muster.dev/v1`.
+//!
+//! One file per kind: its spec, its status, and what can be said about one object alone. Rules that hold for every object:
+//! `spec` is what somebody wants, `status` is what somebody saw; each field has one writer, named in its description.
+
+mod agent;
+mod framework;
+mod offer;
+mod quota;
+mod task;
+
+pub use agent::{Agent, AgentCapacity, AgentSpec, AgentStatus, Reachability, Versions};
+pub use framework::{Demand, Framework, FrameworkSpec, FrameworkStatus, Scheduler};
+pub use offer::{Offer, OfferPhase, OfferSpec, OfferStatus, OfferedResources};
+pub use quota::{Quota, QuotaAmounts, QuotaSpec, QuotaStatus};
+pub use task::{
+    Attempt, Constraint, Desired, EnvVar, Kill, Limits, Operator, RestartPolicy, Signal, Task, TaskReason, TaskSpec,
+    TaskStatus, User, conditions,
+};

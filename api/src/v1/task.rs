@@ -1,0 +1,682 @@
+//! Task: one placement of a command on an agent.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::agent::{Reachability, check_request};
+use crate::device::GpuSelector;
+use crate::duration::Span;
+use crate::names;
+use crate::ports::{PortRequest, PortSet};
+use crate::quantity::{ByteSize, Scalar};
+use crate::resources::{Bundle, ResourceRequest};
+use crate::task_state::Phase;
+use crate::validation::{FieldPath, Violation, Violations};
+use crate::{Condition, Time};
+
+/// One placement of a command on an agent. Restarts in place count as attempts; a new placement is a new Task.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "muster.dev",
+    version = "v1",
+    kind = "Task",
+    plural = "tasks",
+    singular = "task",
+    shortname = "tk",
+    category = "muster",
+    category = "all",
+    namespaced,
+    status = "TaskStatus",
+    derive = "PartialEq",
+    doc = "One placement of a command on an agent. Restarts in place count as attempts; a new placement is a new Task.",
+    selectable = ".spec.framework",
+    selectable = ".spec.role",
+    selectable = ".status.phase",
+    selectable = ".status.agent",
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.reason"}"#,
+    printcolumn = r#"{"name":"Agent","type":"string","jsonPath":".status.agent"}"#,
+    printcolumn = r#"{"name":"CPUs","type":"string","jsonPath":".spec.resources.cpus"}"#,
+    printcolumn = r#"{"name":"Memory","type":"string","jsonPath":".spec.resources.memory"}"#,
+    printcolumn = r#"{"name":"GPUs","type":"string","jsonPath":".spec.resources.gpus"}"#,
+    printcolumn = r#"{"name":"Exit","type":"integer","jsonPath":".status.exitCode"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Framework","type":"string","jsonPath":".spec.framework","priority":1}"#,
+    printcolumn = r#"{"name":"Role","type":"string","jsonPath":".spec.role","priority":1}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message","priority":1}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskSpec {
+    /// Who places the task: a Framework of the same namespace. Default: `default`, the built-in one.
+    #[serde(default = "default_framework")]
+    pub framework: String,
+    /// Who is charged: a path of roles such as `ml/research`. Default: the namespace's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Higher is placed first within a role. From -1000000 to 1000000, default 0.
+    #[serde(default)]
+    pub priority: i32,
+    /// The name of an open offer to accept for this task when it is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offer: Option<String>,
+    /// The command and its first arguments. It runs on the agent's own root, read-only and isolated.
+    pub command: Vec<String>,
+    /// More arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Environment variables. `MUSTER_TASK`, `MUSTER_NAMESPACE`, `MUSTER_AGENT` and `MUSTER_SANDBOX` are set too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub env: Vec<EnvVar>,
+    /// Where the command starts. Default: the task's sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Who the command runs as. Default: root of the container, without capabilities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
+    /// What the task is charged for and gets.
+    #[serde(default)]
+    pub resources: ResourceRequest,
+    /// What it may use at most. Default: as many CPUs as the agent has, and as much memory as it asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Which GPUs it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuSelector>,
+    /// Which agents it may be placed on; all must hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub constraints: Vec<Constraint>,
+    /// Whether the agent runs the command again, in place and with backoff: `Never`, `OnFailure` or `Always`. Default `Never`.
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    /// How often the command is run again at most. Default: 3 for `OnFailure`, no bound for `Always`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_retries: Option<u32>,
+    /// How the task is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill: Option<Kill>,
+    /// How long the task may run in all; then it is stopped and has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Span>,
+    /// How long the object is kept after the task has ended. Default: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_after_finished: Option<Span>,
+    /// Whether the task should run: `Run`, or `Killed`, from which there is no way back.
+    #[serde(default)]
+    pub desired: Desired,
+}
+
+fn default_framework() -> String {
+    names::FRAMEWORK_DEFAULT.to_owned()
+}
+
+/// An environment variable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvVar {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    #[serde(default)]
+    pub value: String,
+}
+
+/// Who a command runs as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id. Default: the same number as `uid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+/// What a task may use at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// CPUs; at least as many as asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Scalar>,
+    /// Bytes of memory; at least as many as asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+}
+
+/// A condition on the attributes of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Constraint {
+    /// The attribute, such as `zone`, or `hostname`.
+    pub attribute: String,
+    /// How it is compared.
+    pub operator: Operator,
+    /// What it is compared with; for `In` and `NotIn` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
+}
+
+/// How an attribute is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Operator {
+    /// The agent has the attribute and its value is one of the values.
+    In,
+    /// The agent has not the attribute, or its value is none of the values.
+    NotIn,
+    /// The agent has the attribute.
+    Exists,
+    /// The agent has not the attribute.
+    DoesNotExist,
+}
+
+impl Constraint {
+    /// Whether the attribute's value (`None`: the agent lacks it) is fine.
+    pub fn holds(&self, value: Option<&str>) -> bool {
+        let listed = value.is_some_and(|value| self.values.iter().any(|known| known == value));
+        match self.operator {
+            Operator::In => listed,
+            Operator::NotIn => !listed,
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+/// Whether the command is run again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RestartPolicy {
+    /// The first end is the end.
+    #[default]
+    Never,
+    /// Again until it ends with exit code 0.
+    OnFailure,
+    /// Again whatever the exit code.
+    Always,
+}
+
+/// How a task is stopped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Kill {
+    /// How long it has after the signal until everything in it is killed. Default 5s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_period: Option<Span>,
+    /// The signal. Default SIGTERM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Signal>,
+}
+
+/// A signal that a task may be stopped with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(clippy::upper_case_acronyms, reason = "these are their names")]
+pub enum Signal {
+    /// Hang up.
+    SIGHUP,
+    /// Interrupt.
+    SIGINT,
+    /// Quit.
+    SIGQUIT,
+    /// Kill, without grace.
+    SIGKILL,
+    /// First of the program's own.
+    SIGUSR1,
+    /// Second of the program's own.
+    SIGUSR2,
+    /// Terminate.
+    SIGTERM,
+}
+
+impl Signal {
+    /// Its number on Linux.
+    pub const fn number(self) -> i32 {
+        match self {
+            Signal::SIGHUP => 1,
+            Signal::SIGINT => 2,
+            Signal::SIGQUIT => 3,
+            Signal::SIGKILL => 9,
+            Signal::SIGUSR1 => 10,
+            Signal::SIGUSR2 => 12,
+            Signal::SIGTERM => 15,
+        }
+    }
+}
+
+/// Whether a task should run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Desired {
+    /// It should.
+    #[default]
+    Run,
+    /// It should be stopped, or never be started.
+    Killed,
+}
+
+/// Where a task stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TaskStatus {
+    /// What was last proven; only moves forward.
+    pub phase: Phase,
+    /// What the control plane believes about the task's agent. Written by the controllers.
+    pub reachability: Reachability,
+    /// Why the task is where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<TaskReason>,
+    /// The same in a sentence, with what to do about it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The agent that the task is bound to. Fixed by the accepted offer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// The offer that the task was bound from. Fixed by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offer: Option<String>,
+    /// The UUIDs of the GPUs that the task has. Fixed by the accepted offer.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub devices: BTreeSet<String>,
+    /// The ports that the task has, in the environment as `PORT0`, `PORT1`, …. Fixed by the accepted offer.
+    #[serde(skip_serializing_if = "PortSet::is_empty")]
+    pub ports: PortSet,
+    /// The runs of the command, oldest first; at most the last 10.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
+    /// How the last attempt ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// When the command was first run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When the task ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// The generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`; `Reconciling` and `Stalled` only while true.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One run of a task's command.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Attempt {
+    /// Counts from 1.
+    pub number: u32,
+    /// When the command was run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When nothing of it was left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Its exit code, unless a signal ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Whether it hit its memory limit.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
+    /// Why it could not be run, or why its end is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Why a task is where it is. The list is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum TaskReason {
+    /// Pending: no offer has been looked at yet.
+    AwaitingOffer,
+    /// Pending: no agent has room now; it waits for others to end.
+    WaitingForResources,
+    /// Pending: it asks for more than any agent has, or no agent matches. It will not run unless agents or the task change.
+    ExceedsEveryAgent,
+    /// Pending: its role is at its quota's limit.
+    QuotaReached,
+    /// Pending: its framework does not exist.
+    FrameworkNotFound,
+    /// Staging: an offer was accepted for it.
+    OfferAccepted,
+    /// Starting: the agent prepares it.
+    Preparing,
+    /// Running: the command runs.
+    Started,
+    /// Running: the command ended and waits to be run again.
+    BackOff,
+    /// Killing or Killed: somebody asked for it.
+    KillRequested,
+    /// Killing or Failed: it ran longer than its deadline.
+    DeadlineExceeded,
+    /// Finished: exit code 0.
+    Completed,
+    /// Failed: another exit code.
+    NonZeroExit,
+    /// Failed: a signal that nobody here sent.
+    Signaled,
+    /// Failed: it hit its memory limit.
+    OutOfMemory,
+    /// Failed or Error: the command could not be run.
+    LaunchFailed,
+    /// Failed: its container disappeared; how it ended is not known.
+    ContainerVanished,
+    /// Error: its description is impossible.
+    InvalidTask,
+    /// Dropped: the agent let go of it before it had started it.
+    NotStarted,
+    /// Gone: the agent object was removed.
+    AgentRemoved,
+}
+
+impl TaskReason {
+    /// Whether nothing will change unless somebody acts.
+    pub const fn is_stall(self) -> bool {
+        matches!(self, TaskReason::ExceedsEveryAgent | TaskReason::FrameworkNotFound)
+    }
+}
+
+/// Longest command line, with all arguments and variables: half of Linux' `ARG_MAX` of 2 MiB, and so also the object limit.
+const COMMAND_BYTES_MAX: usize = 1 << 20;
+const ITEMS_MAX: usize = 1000;
+const PRIORITY_MAX: i32 = 1_000_000;
+
+impl Task {
+    /// The name of the object; stored tasks always have one.
+    pub fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The namespace of the object; stored tasks always have one.
+    pub fn namespace(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// The phase.
+    pub fn phase(&self) -> Phase {
+        self.status.as_ref().map_or(Phase::Pending, |status| status.phase)
+    }
+
+    /// The agent that the task is bound to.
+    pub fn agent(&self) -> Option<&str> {
+        self.status.as_ref()?.agent.as_deref()
+    }
+
+    /// Who is charged.
+    pub fn role(&self) -> &str {
+        self.spec.role.as_deref().unwrap_or(self.namespace())
+    }
+
+    /// What the task holds of its agent: nothing before it is bound and after it has ended.
+    pub fn held(&self) -> Bundle {
+        match &self.status {
+            Some(status) if status.phase.holds_resources() => Bundle {
+                cpus: self.spec.resources.cpus,
+                memory: self.spec.resources.memory,
+                disk: self.spec.resources.disk,
+                ports: status.ports.clone(),
+                devices: status.devices.clone(),
+            },
+            _ => Bundle::default(),
+        }
+    }
+
+    /// What is wrong with the spec.
+    pub fn validate(&self) -> Vec<Violation> {
+        let mut violations = Violations::new();
+        let spec = FieldPath::root("spec");
+        self.validate_identity(&mut violations, &spec);
+        self.validate_command(&mut violations, &spec);
+        self.validate_resources(&mut violations, &spec);
+        self.validate_placement(&mut violations, &spec);
+        violations.into_vec()
+    }
+
+    fn validate_identity(&self, violations: &mut Violations, spec: &FieldPath) {
+        let name = self.name();
+        violations.check(
+            &FieldPath::root("metadata").field("name"),
+            name,
+            names::dns_label_problem(name),
+        );
+        let framework = &self.spec.framework;
+        violations.check(
+            &spec.field("framework"),
+            framework,
+            names::dns_subdomain_problem(framework),
+        );
+        if let Some(role) = &self.spec.role {
+            violations.check(&spec.field("role"), role, names::role_problem(role));
+        }
+        if let Some(offer) = &self.spec.offer {
+            violations.check(&spec.field("offer"), offer, names::dns_subdomain_problem(offer));
+        }
+        let priority = self.spec.priority;
+        if priority.abs() > PRIORITY_MAX {
+            let why = format!("must be from -{PRIORITY_MAX} to {PRIORITY_MAX}");
+            violations.invalid(&spec.field("priority"), priority, &why);
+        }
+    }
+
+    fn validate_command(&self, violations: &mut Violations, spec: &FieldPath) {
+        if self.spec.command.first().is_none_or(String::is_empty) {
+            violations.required(
+                &spec.field("command"),
+                "what shall run, such as [\"sh\", \"-c\", \"echo hello\"]",
+            );
+        }
+        let parts = [("command", &self.spec.command), ("args", &self.spec.args)];
+        for (name, words) in parts {
+            if words.len() > ITEMS_MAX {
+                violations.too_many(&spec.field(name), words.len(), ITEMS_MAX);
+            }
+            if let Some(index) = words.iter().position(|word| word.contains('\0')) {
+                violations.invalid(&spec.field(name).index(index), "…", "must not contain a NUL character");
+            }
+        }
+        self.validate_env(violations, &spec.field("env"));
+        let words = self
+            .spec
+            .command
+            .iter()
+            .chain(&self.spec.args)
+            .map(|word| word.len() + 1);
+        let variables = self.spec.env.iter().map(|var| var.name.len() + var.value.len() + 2);
+        if words.chain(variables).sum::<usize>() > COMMAND_BYTES_MAX {
+            violations.too_long(&spec.field("command"), COMMAND_BYTES_MAX);
+        }
+        if let Some(dir) = self
+            .spec
+            .working_dir
+            .as_deref()
+            .filter(|dir| !dir.starts_with('/') || dir.contains('\0'))
+        {
+            violations.invalid(&spec.field("workingDir"), dir, "must be an absolute path");
+        }
+    }
+
+    fn validate_env(&self, violations: &mut Violations, env: &FieldPath) {
+        if self.spec.env.len() > ITEMS_MAX {
+            violations.too_many(env, self.spec.env.len(), ITEMS_MAX);
+        }
+        let mut seen = BTreeSet::new();
+        for (index, var) in self.spec.env.iter().enumerate() {
+            let path = env.index(index).field("name");
+            if var.name.is_empty() {
+                violations.required(&path, "");
+            } else if var.name.contains(['=', '\0']) {
+                violations.invalid(&path, &var.name, "must not contain '=' or a NUL character");
+            } else if !seen.insert(&var.name) {
+                violations.duplicate(&path, &var.name);
+            }
+            if var.value.contains('\0') {
+                violations.invalid(
+                    &env.index(index).field("value"),
+                    "…",
+                    "must not contain a NUL character",
+                );
+            }
+        }
+    }
+
+    fn validate_resources(&self, violations: &mut Violations, spec: &FieldPath) {
+        let resources = &self.spec.resources;
+        let path = spec.field("resources");
+        check_request(violations, &path, resources);
+        if resources.cpus == Scalar::ZERO && resources.memory == ByteSize::ZERO {
+            violations.required(
+                &path,
+                "ask for cpus or memory or both; what is not asked for cannot be offered",
+            );
+        }
+        if let PortRequest::These(ports) = &resources.ports
+            && ports.len() > 1000
+        {
+            violations.too_many(&path.field("ports"), ports.len() as usize, 1000);
+        }
+        if let Some(limits) = &self.spec.limits {
+            let path = spec.field("limits");
+            if let Some(cpus) = limits
+                .cpus
+                .filter(|cpus| *cpus < resources.cpus || *cpus == Scalar::ZERO)
+            {
+                violations.invalid(
+                    &path.field("cpus"),
+                    cpus,
+                    "must be more than zero and at least spec.resources.cpus",
+                );
+            }
+            if let Some(memory) = limits
+                .memory
+                .filter(|memory| *memory < resources.memory || *memory == ByteSize::ZERO)
+            {
+                violations.invalid(
+                    &path.field("memory"),
+                    memory,
+                    "must be more than zero and at least spec.resources.memory",
+                );
+            }
+        }
+        if let Some(Err(error)) = self.spec.gpu.as_ref().map(GpuSelector::requirement) {
+            violations.invalid(&spec.field("gpu").field(error.field), "", &error.message);
+        }
+        if self.spec.gpu.is_some() && resources.gpus == Scalar::ZERO {
+            violations.required(&path.field("gpus"), "spec.gpu chooses among GPUs, so ask for some");
+        }
+    }
+
+    fn validate_placement(&self, violations: &mut Violations, spec: &FieldPath) {
+        if self.spec.constraints.len() > 64 {
+            violations.too_many(&spec.field("constraints"), self.spec.constraints.len(), 64);
+        }
+        for (index, constraint) in self.spec.constraints.iter().enumerate() {
+            let path = spec.field("constraints").index(index);
+            violations.check(
+                &path.field("attribute"),
+                &constraint.attribute,
+                names::qualified_name_problem(&constraint.attribute),
+            );
+            let wants_values = matches!(constraint.operator, Operator::In | Operator::NotIn);
+            if wants_values && constraint.values.is_empty() {
+                violations.required(&path.field("values"), "for the operators In and NotIn");
+            }
+            if !wants_values && !constraint.values.is_empty() {
+                violations.forbidden(&path.field("values"), "only the operators In and NotIn take values");
+            }
+        }
+        if self.spec.deadline.is_some_and(|deadline| deadline.millis() == 0) {
+            violations.invalid(
+                &spec.field("deadline"),
+                "0s",
+                "must be more than zero; leave it out for no deadline",
+            );
+        }
+        if self.spec.max_retries.is_some() && self.spec.restart_policy == RestartPolicy::Never {
+            violations.forbidden(
+                &spec.field("maxRetries"),
+                "restartPolicy is Never; set it to OnFailure or Always",
+            );
+        }
+    }
+
+    /// What is wrong with turning `old` into this: a spec is fixed, but for `desired`, and that goes one way only.
+    pub fn validate_update(&self, old: &Task) -> Vec<Violation> {
+        let mut violations = Violations::new();
+        let spec = FieldPath::root("spec");
+        if old.spec.desired == Desired::Killed && self.spec.desired == Desired::Run {
+            let why = "a task that was asked to end does not come back; create a new one";
+            violations.forbidden(&spec.field("desired"), why);
+        }
+        let with_desired = TaskSpec {
+            desired: self.spec.desired,
+            ..old.spec.clone()
+        };
+        if with_desired != self.spec {
+            let why = "a task's spec is fixed, but for `desired`; delete the task and create it anew";
+            violations.forbidden(&spec, why);
+        }
+        violations.into_vec()
+    }
+}
+
+impl FromStr for Signal {
+    type Err = serde_json::Error;
+
+    fn from_str(text: &str) -> Result<Signal, serde_json::Error> {
+        serde_json::from_value(serde_json::Value::String(text.to_owned()))
+    }
+}
+
+/// The conditions that follow from the rest of a status, by the rules of kstatus: `Ready` always, `Reconciling` and `Stalled`
+/// only while true. A condition that did not change keeps its time.
+pub fn conditions(status: &TaskStatus, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
+    let reason = status
+        .reason
+        .map_or_else(|| status.phase.to_string(), |reason| format!("{reason:?}"));
+    let stalled = match status.phase {
+        Phase::Pending => status.reason.is_some_and(TaskReason::is_stall),
+        Phase::Failed | Phase::Error | Phase::Dropped | Phase::Gone => true,
+        Phase::Staging | Phase::Starting | Phase::Running | Phase::Killing | Phase::Finished | Phase::Killed => false,
+    };
+    let backing_off = status.reason == Some(TaskReason::BackOff);
+    let ready = match status.phase {
+        Phase::Running => !backing_off && status.reachability == Reachability::Reachable,
+        Phase::Finished => true,
+        _ => false,
+    };
+    let reconciling = match status.phase {
+        Phase::Pending | Phase::Staging | Phase::Starting | Phase::Killing => !stalled,
+        Phase::Running => backing_off,
+        _ => false,
+    };
+    let condition = |type_: &str, value: bool| {
+        let value = if value { "True" } else { "False" };
+        let before = status
+            .conditions
+            .iter()
+            .find(|before| before.type_ == type_ && before.status == value);
+        Condition {
+            type_: type_.to_owned(),
+            status: value.to_owned(),
+            reason: reason.clone(),
+            message: status.message.clone(),
+            observed_generation: generation,
+            last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
+        }
+    };
+    let mut conditions = vec![condition("Ready", ready)];
+    if reconciling {
+        conditions.push(condition("Reconciling", true));
+    }
+    if stalled {
+        conditions.push(condition("Stalled", true));
+    }
+    conditions
+}

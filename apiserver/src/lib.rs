@@ -1,0 +1,1 @@
+//! The API server: routes, registry, watch hub, discovery, and the accept transaction.

@@ -1,0 +1,1 @@
+//! The planner runtime (view, queue, driver, executor, leadership) and the planners.

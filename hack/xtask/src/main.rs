@@ -1,0 +1,2 @@
+//! Checks that hold the tree together.
+fn main() {}
