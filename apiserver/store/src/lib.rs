@@ -11,6 +11,7 @@
 pub mod conformance;
 mod core;
 pub mod embedded;
+pub mod fault;
 mod history;
 mod leases;
 mod memory;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use embedded::EmbeddedStore;
+pub use fault::{FaultStore, Faults};
 pub use memory::MemoryStore;
 pub use types::{
     Change, CommitError, Compare, Entry, Error, Key, LIMITS, LeaseError, LeaseId, Limits, Listing, Op, Page, Prefix,

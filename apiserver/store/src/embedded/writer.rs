@@ -35,6 +35,25 @@ pub(super) enum Command {
 
 type Answer = Box<dyn FnOnce() + Send>;
 
+fn reply<T: Send + 'static>(to: oneshot::Sender<T>, answer: T) -> Answer {
+    // A receiver that is gone was not interested any more.
+    Box::new(move || {
+        let _ = to.send(answer);
+    })
+}
+
+/// Tells everybody, should the writer panic.
+struct Alarm(Arc<Shared>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("its writer panicked; open the store again".to_owned());
+        }
+    }
+}
+
+/// See the module.
 pub(super) struct Writer {
     pub(super) core: Core,
     pub(super) shared: Arc<Shared>,
@@ -45,6 +64,7 @@ pub(super) struct Writer {
 impl Writer {
     /// Works until nobody can send commands any more, or until the disk fails.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let _alarm = Alarm(Arc::clone(&self.shared));
         let mut waiting = Vec::with_capacity(GROUP_MAX);
         loop {
             let deadline = self.core.leases().next_deadline();
@@ -59,18 +79,14 @@ impl Writer {
                 count = commands.recv_many(&mut waiting, GROUP_MAX) => if count == 0 { return },
                 () = timer => {}
             }
-            if let Err(error) = self.step(waiting.drain(..)) {
-                tracing::error!(%error, "the store failed; it has to be opened again");
-                // The answers were dropped unsent, which their receivers read as this failure.
-                self.shared
-                    .fail(format!("a write to disk failed: {error}; open the store again"));
+            if !self.step(waiting.drain(..)) {
                 return;
             }
         }
     }
 
-    /// One group: in memory, on disk, to readers, to callers.
-    fn step(&mut self, commands: impl Iterator<Item = Command>) -> Result<(), redb::Error> {
+    /// One group: in memory, on disk, to readers, to callers. False: the disk failed, and the store with it.
+    fn step(&mut self, commands: impl Iterator<Item = Command>) -> bool {
         let mut group = Group::default();
         let mut answers: Vec<Answer> = Vec::new();
         for command in commands {
@@ -85,22 +101,27 @@ impl Writer {
         self.trim(&mut group);
         group.next_lease = self.core.leases().next();
         if !group.is_empty() {
-            self.shared.with_database(|database| disk::write(database, &group))?;
+            if let Err(error) = self.shared.with_database(|database| disk::write(database, &group)) {
+                tracing::error!(%error, "the store failed; it has to be opened again");
+                // Before the answers are dropped unsent, which their receivers read as this failure.
+                self.shared
+                    .fail(format!("a write to disk failed: {error}; open the store again"));
+                return false;
+            }
             self.shared.publish(group.batches, group.compact);
         }
         answers.into_iter().for_each(|answer| answer());
-        Ok(())
+        true
     }
 
     fn execute(&mut self, command: Command, group: &mut Group) -> Answer {
-        // A receiver that is gone was not interested any more.
         match command {
             Command::Commit(txn, answer) => {
                 let result = self.core.commit(txn).map(|batch| {
                     group.batches.extend(batch.map(Arc::new));
                     self.core.revision()
                 });
-                Box::new(move || drop(answer.send(result)))
+                reply(answer, result)
             }
             Command::Compact(revision, answer) => {
                 let newest = self.core.revision();
@@ -112,16 +133,16 @@ impl Writer {
                     self.compact(revision, group);
                     Ok(())
                 };
-                Box::new(move || drop(answer.send(result)))
+                reply(answer, result)
             }
             Command::Grant(ttl, answer) => {
                 let lease = self.core.grant(ttl, Instant::now());
                 group.leases.insert(lease, self.core.leases().ttl(lease));
-                Box::new(move || drop(answer.send(lease)))
+                reply(answer, lease)
             }
             Command::KeepAlive(lease, answer) => {
                 let result = self.core.keep_alive(lease, Instant::now());
-                Box::new(move || drop(answer.send(result)))
+                reply(answer, result)
             }
             Command::Revoke(lease, answer) => {
                 if self.core.leases().contains(lease) {
@@ -129,7 +150,7 @@ impl Writer {
                     let batch: Option<Batch> = self.core.revoke(lease);
                     group.batches.extend(batch.map(Arc::new));
                 }
-                Box::new(move || drop(answer.send(())))
+                reply(answer, ())
             }
         }
     }

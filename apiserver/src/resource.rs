@@ -1,0 +1,82 @@
+//! What the server knows about a kind before any code of the kind runs: names, schema, columns, verbs.
+//!
+//! Discovery, OpenAPI, tables, schema validation and the generic registry all read this and nothing else, so a new kind is a
+//! [`Resource`] and a strategy.
+
+use serde_json::Value;
+
+/// A kind as the API serves it.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    /// The API group; empty for the core group.
+    pub group: String,
+    /// The version.
+    pub version: String,
+    /// The kind, as in `Task`.
+    pub kind: String,
+    /// The plural name, as in paths.
+    pub plural: String,
+    /// The singular name.
+    pub singular: String,
+    /// Short names.
+    pub short_names: Vec<String>,
+    /// Groups of kinds, as in `kubectl get all`.
+    pub categories: Vec<String>,
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+    /// What may be done with the objects, in the words of discovery: `create`, `delete`, `get`, `list`, `patch`, `update`, `watch`.
+    pub verbs: Vec<&'static str>,
+    /// The subresources.
+    pub subresources: Vec<Subresource>,
+    /// The structural OpenAPI v3 schema of a whole object, with descriptions; `metadata` is just an object in it.
+    pub schema: Value,
+    /// The columns of a table after the name.
+    pub columns: Vec<Column>,
+    /// Paths of the fields that may be selected by, besides name and namespace, such as `spec.framework`.
+    pub selectable: Vec<String>,
+}
+
+/// A subresource of a kind.
+#[derive(Clone, Debug)]
+pub struct Subresource {
+    /// The last part of the path, as in `status`.
+    pub name: &'static str,
+    /// Group, version and kind of what it takes and gives.
+    pub response: (String, String, String),
+    /// What may be done with it.
+    pub verbs: Vec<&'static str>,
+}
+
+/// A column of a table.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// The title.
+    pub name: String,
+    /// `string`, `integer`, `number`, `boolean` or `date`.
+    pub kind: String,
+    /// The format, as in OpenAPI; may be empty.
+    pub format: String,
+    /// What it shows; may be empty.
+    pub description: String,
+    /// Where the value is, as a JSONPath such as `.status.phase`.
+    pub json_path: String,
+    /// Zero: always shown; more: only in wide output.
+    pub priority: i32,
+}
+
+impl Resource {
+    /// `plural.group`, or `plural` in the core group.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// `group/version`, or `version` in the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// Whether the kind has a status subresource.
+    pub fn has_status(&self) -> bool {
+        self.subresources.iter().any(|subresource| subresource.name == "status")
+    }
+}
