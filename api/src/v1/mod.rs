@@ -8,6 +8,7 @@ mod framework;
 mod offer;
 mod quota;
 mod task;
+mod task_validation;
 
 pub use agent::{Agent, AgentCapacity, AgentSpec, AgentStatus, Reachability, Versions};
 pub use framework::{Demand, Framework, FrameworkSpec, FrameworkStatus, Scheduler};
