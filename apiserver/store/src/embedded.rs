@@ -11,8 +11,8 @@
 //! it was answered may still take effect.
 //!
 //! What must never happen here: an answer before the sync, a revision used twice, a gap in the log. Tested by the
-//! conformance suite, against a model with reopening (`tests/model.rs`), by killing the process (`tests/kill.rs`) and with
-//! disks that fail (below).
+//! conformance suite, against a model with reopening (`tests/model.rs`), by killing the process (`tests/kill.rs`), and with
+//! disks that fail and power cuts (below).
 
 mod codec;
 mod disk;
@@ -327,5 +327,7 @@ impl Store for EmbeddedStore {
     }
 }
 
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod tests;

@@ -19,10 +19,10 @@ use crate::types::{
 use crate::{Revision, Store, watch};
 
 /// The history that is kept without anyone asking for more or less: 64 Ki revisions are eleven minutes at 100 writes a
-/// second; 32 MiB are 20,000 overwritten values of 1.5 KB. What is older counts as compacted.
+/// second; 16 MiB are 10,000 values of 1.5 KB, of which the current ones are shared. What is older counts as compacted.
 const BOUNDS: Bounds = Bounds {
     revisions: 64 * 1024,
-    bytes: 32 << 20,
+    bytes: 16 << 20,
 };
 
 /// See the module.
