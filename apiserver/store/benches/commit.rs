@@ -58,6 +58,7 @@ fn main() {
         );
     }
     memory(&runtime, directory.path());
+    restart(&runtime, directory.path(), time);
 }
 
 struct Figures {
@@ -158,6 +159,25 @@ fn memory(runtime: &Runtime, directory: &Path) {
     measure("embedded", &embedded, before);
     let before = resident();
     measure("memory  ", &MemoryStore::new(), before);
+}
+
+/// How long opening takes, after closing and after a crash, for which a copy of the open file stands.
+fn restart(runtime: &Runtime, directory: &Path, time: Duration) {
+    let (closed, crashed) = (directory.join("closed"), directory.join("crashed"));
+    runtime.block_on(commit(&closed, 64, time * 4));
+    let open = |path: &Path| {
+        let start = Instant::now();
+        let store = EmbeddedStore::open(path, &Options::default()).expect("the store opens");
+        (store, start.elapsed())
+    };
+    let (store, after_closing) = open(&closed);
+    std::fs::copy(&closed, &crashed).expect("the disk has room");
+    let (_, after_crash) = open(&crashed);
+    let revision = runtime.block_on(store.revision()).expect("the store answers");
+    let megabytes = std::fs::metadata(&closed).expect("it is there").len() as f64 / 1e6;
+    println!(
+        "restart : {revision} revisions, file {megabytes:.0} MB: {after_closing:.0?}, after a crash {after_crash:.0?}"
+    );
 }
 
 /// Megabytes that this process has in memory.

@@ -217,6 +217,8 @@ macro_rules! __with_conformance_cases {
             any_bytes_are_a_value,
             limits_are_kept,
             key_written_twice_is_refused,
+            empty_key_is_refused,
+            put_under_an_unknown_lease_writes_nothing,
             list_is_in_byte_order_and_ends_with_the_prefix,
             list_pages_do_not_overlap_or_skip,
             list_says_what_revision_it_shows,

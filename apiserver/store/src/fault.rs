@@ -28,7 +28,7 @@ use crate::{Revision, Store};
 /// How probable each fault is, from 0 (never) to 1 (always).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Faults {
-    /// A call fails and has had no effect.
+    /// A call, or the start of a watch, fails and has had no effect. At 1 the store is cut off.
     pub unavailable_before: f64,
     /// A call that writes fails although it has had its effect.
     pub unavailable_after: f64,
@@ -238,6 +238,7 @@ impl Store for FaultStore {
             inner: self.inner.watch(prefix, after),
             plan: Arc::clone(&self.plan),
             again: None,
+            started: false,
             ended: false,
         };
         stream::unfold(watch, FaultyWatch::next).boxed()
@@ -288,6 +289,7 @@ struct FaultyWatch {
     inner: WatchStream,
     plan: Arc<Plan>,
     again: Option<WatchEvent>,
+    started: bool,
     ended: bool,
 }
 
@@ -295,6 +297,12 @@ impl FaultyWatch {
     async fn next(mut self) -> Option<(Result<WatchEvent, WatchError>, FaultyWatch)> {
         if self.ended {
             return None;
+        }
+        if !std::mem::replace(&mut self.started, true)
+            && let Err(error) = self.plan.before().await
+        {
+            self.ended = true;
+            return Some((Err(error.into()), self));
         }
         if let Some(event) = self.again.take() {
             return Some((Ok(event), self));

@@ -44,7 +44,8 @@ pub trait Store: Send + Sync + 'static {
     /// Checks every compare and then does every put and delete, atomically, at one new revision, which is returned.
     ///
     /// A transaction without operations writes nothing and returns the current revision. Deleting an absent key is not
-    /// an error. A transaction whose compares all hold and whose deletes all hit nothing still takes no revision.
+    /// an error; to write a key twice, or the empty key, is ([`Error::Fatal`]). A transaction whose compares all hold and
+    /// whose deletes all hit nothing still takes no revision.
     async fn commit(&self, txn: Txn) -> Result<Revision, CommitError>;
 
     /// Everything under `prefix` that was committed after revision `after`, in order, for ever.
@@ -56,6 +57,7 @@ pub trait Store: Send + Sync + 'static {
     async fn revision(&self) -> Result<Revision, Error>;
 
     /// Forgets history up to and including `revision`; current values stay. Watches may then only start at or after it.
+    /// What is forgotten already may be forgotten again; a revision that has not been yet is [`Error::Fatal`].
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 
     /// A new lease that ends `ttl` after its last [`keep_alive`](Store::keep_alive).

@@ -176,7 +176,7 @@ pub enum Op {
     Put {
         /// Where.
         key: Key,
-        /// What.
+        /// What. Kept as it is, not copied: a slice of a larger buffer keeps all of that in memory.
         value: Bytes,
         /// The lease whose end deletes the key.
         lease: Option<LeaseId>,

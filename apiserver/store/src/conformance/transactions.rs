@@ -3,7 +3,7 @@
 use futures::future::join_all;
 
 use super::Fixture;
-use crate::types::{CommitError, Compare, Error, LIMITS, LeaseId, Op};
+use crate::types::{CommitError, Compare, Error, Key, LIMITS, LeaseId, Op};
 
 fn is_conflict<T: std::fmt::Debug>(result: &Result<T, CommitError>) -> bool {
     matches!(result, Err(CommitError::Conflict { .. }))
@@ -222,17 +222,28 @@ pub(super) async fn key_written_twice_is_refused(f: &Fixture) {
         assert!(matches!(result, Err(CommitError::Store(Error::Fatal(_)))), "{result:?}");
     }
     assert_eq!(f.revision().await, before);
-    // A misuse harms nobody else.
     f.put("a", "3").await;
-    let unknown = Op::Put {
+    assert_eq!(f.value("a").await.as_deref(), Some("3"), "a misuse harms nobody else");
+}
+
+pub(super) async fn empty_key_is_refused(f: &Fixture) {
+    let before = f.revision().await;
+    let result = f.commit(vec![], vec![Op::put(Key::new(""), "x")]).await;
+    assert!(matches!(result, Err(CommitError::Store(Error::Fatal(_)))), "{result:?}");
+    assert_eq!(f.revision().await, before);
+}
+
+pub(super) async fn put_under_an_unknown_lease_writes_nothing(f: &Fixture) {
+    let unknown = LeaseId(u64::MAX / 2);
+    let put = Op::Put {
         key: f.key("b"),
         value: "x".into(),
-        lease: Some(LeaseId(u64::MAX / 2)),
+        lease: Some(unknown),
     };
-    let result = f.commit(vec![], vec![unknown, f.put_op("a", "4")]).await;
+    let result = f.commit(vec![], vec![f.put_op("a", "1"), put]).await;
     assert!(
-        matches!(result, Err(CommitError::LeaseNotFound(LeaseId(id))) if id == u64::MAX / 2),
+        matches!(result, Err(CommitError::LeaseNotFound(lease)) if lease == unknown),
         "{result:?}"
     );
-    assert_eq!(f.value("a").await.as_deref(), Some("3"));
+    assert_eq!((f.get("a").await, f.get("b").await), (None, None));
 }
