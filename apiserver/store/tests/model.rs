@@ -13,7 +13,7 @@ use futures::StreamExt;
 use muster_store::embedded::Options;
 use muster_store::{
     Change, CommitError, Compare, EmbeddedStore, Entry, Key, LeaseError, LeaseId, MemoryStore, Op, Page, Prefix,
-    Revision, Store, Test, Txn, WatchError, WatchEvent,
+    Revision, Store, Test, Txn, WatchError, WatchEvent, WatchStream,
 };
 use proptest::prelude::*;
 
@@ -246,7 +246,7 @@ async fn assert_same(store: &dyn Store, model: &Model) {
 
 async fn assert_history(store: &dyn Store, model: &Model) {
     if model.compacted > 0 {
-        let first = store.watch(&Prefix::new(""), model.compacted - 1).next().await;
+        let first = next(&mut store.watch(&Prefix::new(""), model.compacted - 1)).await;
         assert!(
             matches!(first, Some(Err(WatchError::Compacted { compacted })) if compacted == model.compacted),
             "{first:?}"
@@ -259,8 +259,15 @@ async fn assert_history(store: &dyn Store, model: &Model) {
             revision,
             changes: model.history[index].clone(),
         };
-        assert_eq!(watch.next().await.unwrap().unwrap(), expected);
+        assert_eq!(next(&mut watch).await.unwrap().unwrap(), expected);
     }
+}
+
+/// The next item, which must not take long.
+async fn next(watch: &mut WatchStream) -> Option<Result<WatchEvent, WatchError>> {
+    tokio::time::timeout(Duration::from_secs(10), watch.next())
+        .await
+        .expect("the watch goes on")
 }
 
 fn runtime() -> tokio::runtime::Runtime {
