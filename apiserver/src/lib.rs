@@ -1,3 +1,13 @@
 //! The API server: routes, registry, watch hub, discovery, and the accept transaction.
+//!
+//! It speaks the Kubernetes API over one [`muster_store::Store`]: objects go in through a strategy per kind and come out of the
+//! hub, which follows the store and hands out their bytes. It promises: no write without a compare; a reply to a write only
+//! when the writer can read it back; nothing half-done. What must never happen here: ambient time or randomness, a blocking
+//! call, an object in the store that its schema does not allow. The router is tested in-process through `tower`, on a paused clock.
 
+pub mod error;
+pub mod keys;
+pub mod limits;
 pub mod resource;
+pub mod selector;
+

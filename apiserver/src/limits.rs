@@ -1,0 +1,61 @@
+//! Every bound of the server, with its arithmetic.
+
+use std::time::Duration;
+
+/// The largest body of a request. As Kubernetes: room for an object of 1 MiB in any encoding, and its patch.
+pub const BODY_BYTES: usize = 3 << 20;
+/// The largest object. The store takes transactions of 1.5 MB, as etcd does.
+pub const OBJECT_BYTES: usize = 1 << 20;
+/// How deep arrays and objects of a body may nest. The deepest field of any kind is at about 10.
+pub const JSON_DEPTH: usize = 64;
+/// Operations of a JSON patch, as Kubernetes.
+pub const PATCH_OPERATIONS: usize = 10_000;
+/// Labels of an object.
+pub const LABELS: usize = 64;
+/// Bytes of all annotations of an object, keys included, as Kubernetes.
+pub const ANNOTATION_BYTES: usize = 256 << 10;
+/// Finalizers, and likewise owner references, of an object.
+pub const META_ITEMS: usize = 64;
+/// The longest name of a writer, as Kubernetes.
+pub const FIELD_MANAGER_CHARS: usize = 128;
+/// Tasks of one accepted offer: with 20 offers, the ledger and the compares for namespace, fence and presence they stay under
+/// the 128 operations and compares of a transaction.
+pub const TASKS_PER_ACCEPT: usize = 100;
+/// Offers that are accepted together.
+pub const OFFERS_PER_ACCEPT: usize = 20;
+/// Offers that one call for an agent makes or deletes: with the ledger and the namespaces' compares under the 128 of a transaction.
+pub const OFFERS_PER_AGENT_CALL: usize = 50;
+
+/// Events that watches may resume from.
+pub const RING_EVENTS: usize = 200_000;
+/// Bytes of objects that the ring may keep alive. An event of a task is about 1.2 KB, and its newest object is alive anyway: 40,000
+/// events that nothing else keeps. The whole server shall stay under 150 MB.
+pub const RING_BYTES: usize = 48 << 20;
+/// Bytes that a list or a watch gives to the connection at a time.
+pub const CHUNK_BYTES: usize = 128 << 10;
+/// Events that a watch looks at before it lets others run: with few of them wanted, still microseconds.
+pub const WATCH_BATCH: usize = 1_024;
+/// Objects in a part of the snapshot of an ordered watch.
+pub const SNAPSHOT_OBJECTS: usize = 1_000;
+/// Silence after which an ordered watch says how far it is.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Silence after which a watch says how far it is, if it was asked to. As Kubernetes.
+pub const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// How long before its end a watch says how far it is.
+pub const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
+/// How long a watch runs that did not say; a random part of the same length comes on top, so that clients don't come back at once.
+pub const WATCH_SECONDS: u64 = 1_800;
+/// How long a read waits for a revision that the server has not seen.
+pub const READ_WAIT: Duration = Duration::from_secs(3);
+/// How long a write waits for the hub to show it; it is committed by then.
+pub const WRITE_WAIT: Duration = Duration::from_secs(30);
+/// How often a write that names no version is tried again when others get in between.
+pub const WRITE_ATTEMPTS: usize = 64;
+/// How often a generated name is drawn again when it is taken. As Kubernetes.
+pub const NAME_ATTEMPTS: usize = 8;
+/// How long events are kept. As Kubernetes.
+pub const EVENT_TTL: Duration = Duration::from_secs(3_600);
+/// How often expired events are looked for.
+pub const EVENT_SWEEP: Duration = Duration::from_secs(60);
+/// Deletions in one transaction of a sweep; half of what a transaction may hold.
+pub const SWEEP_OPS: usize = 64;
