@@ -235,6 +235,7 @@ macro_rules! __with_conformance_cases {
             compaction_keeps_values_and_later_history,
             compaction_of_the_future_is_refused,
             keys_of_an_expired_lease_vanish_together,
+            lease_does_not_end_early,
             keep_alive_extends_a_lease_and_writes_nothing,
             keep_alive_of_an_ended_lease_is_refused,
             revoked_lease_takes_its_keys_at_one_revision,

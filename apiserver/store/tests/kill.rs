@@ -72,7 +72,7 @@ async fn write_for_ever(store: Arc<EmbeddedStore>, round: u64, task: u64) {
         let own = Key::new(format!("own/{task}/{}", count % 50));
         let shared = Key::new("shared");
         let seen = store.get(&shared).await.unwrap().map_or(0, |entry| entry.mod_revision);
-        // Every fourth transaction races for a key; every seventh deletes one.
+        // Every third transaction writes a key that all write; every fourth races for one; every seventh deletes one.
         let compares = if count % 4 == 0 {
             vec![Compare::modified(shared.clone(), seen)]
         } else {
@@ -81,6 +81,9 @@ async fn write_for_ever(store: Arc<EmbeddedStore>, round: u64, task: u64) {
         let mut ops = vec![Op::put(own.clone(), value.clone())];
         if count % 4 == 0 {
             ops.push(Op::put(shared, value.clone()));
+        }
+        if count % 3 == 0 {
+            ops.push(Op::put(Key::new("hot"), value.clone()));
         }
         if count % 7 == 0 {
             ops.push(Op::delete(Key::new(format!("own/{task}/{}", (count + 25) % 50))));

@@ -34,6 +34,25 @@ pub(super) async fn keys_of_an_expired_lease_vanish_together(f: &Fixture) {
     assert!(matches!(f.store.keep_alive(lease).await, Err(LeaseError::Gone(gone)) if gone == lease));
 }
 
+pub(super) async fn lease_does_not_end_early(f: &Fixture) {
+    // A machine that stalls for the last twentieth of the ttl proves nothing: such a run is repeated.
+    for attempt in 0..20 {
+        let name = format!("k/{attempt}");
+        let asked = Instant::now();
+        let lease = f.grant(f.ttl).await;
+        f.write(vec![f.put_under(&name, lease)]).await;
+        sleep_until(asked + f.ttl * 19 / 20).await;
+        // Stores that look at their leases when they write are given the occasion.
+        f.put("occasion", "x").await;
+        let entry = f.get(&name).await;
+        if asked.elapsed() < f.ttl {
+            assert!(entry.is_some(), "it ended within {:?}", asked.elapsed());
+            return;
+        }
+    }
+    panic!("the machine stalled twenty times");
+}
+
 pub(super) async fn keep_alive_extends_a_lease_and_writes_nothing(f: &Fixture) {
     // A machine that stalls for a third of the ttl lets the lease end, which proves nothing: such a run is repeated.
     for attempt in 0..20 {

@@ -283,7 +283,8 @@ async fn watch_ends_when_the_store_is_closed() {
 #[tokio::test]
 async fn commits_that_wait_together_share_syncs_and_keep_their_order() {
     let directory = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(&directory.path().join("store"), &Options::default()).unwrap();
+    let path = directory.path().join("store");
+    let store = EmbeddedStore::open(&path, &Options::default()).unwrap();
     let key = Key::new("counter");
     let commits = (0..200).map(|number: u64| {
         let compares = vec![Compare::absent(Key::new(format!("n/{number}")))];
@@ -302,4 +303,8 @@ async fn commits_that_wait_together_share_syncs_and_keep_their_order() {
     assert_eq!(Some(&last.mod_revision), revisions.iter().max());
     revisions.sort_unstable();
     assert_eq!(revisions, (1..=200).collect::<Vec<_>>());
+    drop(store);
+    // Of a key that was written often in one group, the last value is what is on disk.
+    let store = EmbeddedStore::open(&path, &Options::default()).unwrap();
+    assert_eq!(store.get(&key).await.unwrap(), Some(last));
 }
