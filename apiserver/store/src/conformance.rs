@@ -1,4 +1,4 @@
-//! Every promise of a [`Store`](crate::Store), stated once.
+//! Every promise of a [`Store`], stated once.
 //!
 //! A case is an async function that is given a [`Fixture`] and panics when a promise is broken. Revisions are compared
 //! relatively and all keys lie under the fixture's root, so a case may run on a store that was used before; but nobody
