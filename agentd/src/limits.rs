@@ -1,0 +1,79 @@
+//! Every bound of this crate in one place, with its arithmetic.
+
+use std::time::Duration;
+
+/// Attempts that a status keeps: what the description of `status.attempts` promises.
+pub const ATTEMPTS_MAX: usize = 10;
+
+/// Containers that a task keeps: the latest, and the one before for `logs --previous`.
+pub const CONTAINERS_KEPT: usize = 2;
+
+/// Processes and threads of one task: four times what a data loader of 1,024 workers makes, and an eighth of the kernel's usual 32,768
+/// for the whole machine.
+pub const PIDS_MAX: u64 = 4096;
+
+/// The first wait before a command is run again; each further one is twice as long.
+pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait before a command is run again.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// A run that lasted this long was fine: the next wait is the first again.
+pub const BACKOFF_RESET: Duration = Duration::from_secs(10 * 60);
+
+/// How many retries `OnFailure` has when the task does not say.
+pub const RETRIES_ON_FAILURE: u32 = 3;
+
+/// How long a task has to end after the stop signal when it does not say; Kubernetes has 30 s, Mesos 5 s.
+pub const GRACE_DEFAULT: Duration = Duration::from_secs(5);
+/// How long after the grace a container that still runs is stopped again, with SIGKILL. The runtime kills by itself when the grace is
+/// over, so this is for a runtime that forgot.
+pub const STOP_AGAIN: Duration = Duration::from_secs(10);
+
+/// How long the runtime may refuse to prepare or start a task that never ran until the task is given back. Longer than a full disk
+/// takes to be noticed by a person, shorter than a scheduler should wait for a broken machine.
+pub const START_PATIENCE: Duration = Duration::from_secs(5 * 60);
+
+/// How long a container's task must be missing from a view without gaps before the container is removed: two resyncs of the view.
+pub const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often everything is looked at again although nothing seems to have happened.
+pub const RESYNC: Duration = Duration::from_secs(30);
+
+/// Tasks that the runtime works on at a time. Making a container is about 15 ms of one CPU; eight keep a small machine busy without
+/// starving what runs on it.
+pub const RUNTIME_JOBS: usize = 8;
+
+/// Status writes under way at a time. A write takes a few milliseconds, so sixteen are some thousands a second.
+pub const REPORT_JOBS: usize = 16;
+
+/// How long one request to the API server may take before it counts as failed.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long one job of the runtime may take in all: the sum of the runtime's own deadlines for create and start, and some.
+pub const RUNTIME_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The first wait after a failed request, job or connection; doubles up to [`RETRY_MAX`].
+pub const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// The longest wait after a failed request, job or connection.
+pub const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// How long one watch lasts before it is opened anew from where it was. It bounds how long a connection that died without a word goes
+/// unnoticed.
+pub const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Events of the view that may wait for the agent's loop; more keep the connection waiting. A hundred tasks of one accept fit twice.
+pub const VIEW_EVENTS: usize = 256;
+
+/// Answers of jobs that may wait for the agent's loop: all that can be under way at once.
+pub const JOB_ANSWERS: usize = RUNTIME_JOBS + REPORT_JOBS;
+
+/// How long an agent that was told to stop waits for what it has begun.
+pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connections to the node server at a time: each follows one log, most of the time idle.
+pub const SERVER_CONNECTIONS: usize = 256;
+
+/// How long a peer of the node server may take for its TLS handshake, and for the head of a request.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often a followed log is looked at while its container runs: output makes no event.
+pub const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);

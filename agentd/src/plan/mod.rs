@@ -1,0 +1,247 @@
+//! The plan: from the tasks that are bound to this agent and the containers that are here, to what to do and what to say.
+//!
+//! Pure: no I/O, no clock, no randomness; equal inputs give equal plans. It promises: a container that exists is never made again, and
+//! no container is started twice; a command is run only after the API server has acknowledged that this agent took the task up, and not
+//! while another container still holds one of its devices; a terminal phase is said only when nothing of the task is left; a phase never
+//! goes back. What must never happen here: a fact that is neither in the API nor in the runtime, other than [`Memory`], which may be
+//! lost at any time.
+//!
+//! Tested by tables (one case per rule) and by properties over random histories.
+
+mod memory;
+mod task;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use muster_api::v1::{Task, TaskStatus};
+use muster_runtime::{Container, ContainerId, ContainerSpec, State, Stop};
+
+use crate::devices::DeviceSource;
+use crate::limits::GRACE_DEFAULT;
+use crate::spec;
+pub use memory::{Failure, Memory, Verb};
+
+/// The name of a task: its namespace and its name there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaskKey {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl TaskKey {
+    /// The name of this task.
+    pub fn of(task: &Task) -> TaskKey {
+        TaskKey {
+            namespace: task.namespace().to_owned(),
+            name: task.name().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for TaskKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Everything that a plan is made from.
+#[derive(Clone, Copy)]
+pub struct PlanInput<'a> {
+    /// The name of this agent.
+    pub agent: &'a str,
+    /// The tasks bound to it, as the API server last showed or acknowledged them.
+    pub tasks: &'a BTreeMap<TaskKey, Arc<Task>>,
+    /// The containers that are here.
+    pub containers: &'a [Container],
+    /// The devices that are here.
+    pub devices: &'a dyn DeviceSource,
+    /// The wall clock.
+    pub now: Timestamp,
+    /// Whether tasks that never ran may be run: this process holds the agent's session.
+    pub may_start: bool,
+    /// Whether everything is to be stopped because the agent ends.
+    pub draining: bool,
+    /// Uids of tasks that the runtime works on right now; nothing is planned for them.
+    pub busy: &'a BTreeSet<String>,
+    /// Uids of tasks that are proven not to exist any more, but have containers.
+    pub orphans: &'a BTreeSet<String>,
+    /// What this process remembers.
+    pub memory: &'a Memory,
+}
+
+/// What to do, and what to say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AgentPlan {
+    /// By the uid of their task, in order. Those of different tasks are independent.
+    pub actions: BTreeMap<String, Vec<Action>>,
+    /// What the API server does not show yet.
+    pub reports: BTreeMap<TaskKey, Report>,
+    /// When to plan again even if nothing happens.
+    pub wake: Option<Timestamp>,
+    /// Objects that could not be understood.
+    pub problems: Vec<String>,
+}
+
+/// A call to the runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Prepare a container.
+    Create {
+        /// Its id.
+        id: ContainerId,
+        /// What it is made from.
+        spec: Box<ContainerSpec>,
+    },
+    /// Run the command of a prepared container.
+    Start(ContainerId),
+    /// Begin to stop a container.
+    Stop(ContainerId, Stop),
+    /// Remove an exited container.
+    Remove(ContainerId),
+}
+
+impl Action {
+    /// The container that it is about.
+    pub fn id(&self) -> &ContainerId {
+        match self {
+            Action::Create { id, .. } | Action::Start(id) | Action::Stop(id, _) | Action::Remove(id) => id,
+        }
+    }
+
+    /// Which call it is.
+    pub fn verb(&self) -> Verb {
+        match self {
+            Action::Create { .. } => Verb::Create,
+            Action::Start(_) => Verb::Start,
+            Action::Stop(..) => Verb::Stop,
+            Action::Remove(_) => Verb::Remove,
+        }
+    }
+}
+
+/// Something that the API server has to be told about a task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// Its status; only the fields that agents write count.
+    Status(Box<TaskStatus>),
+    /// That nothing of it is here any more: the agent's finalizer goes.
+    Release,
+}
+
+/// The plan for one task.
+#[derive(Debug, Default)]
+struct TaskPlan {
+    actions: Vec<Action>,
+    report: Option<Report>,
+    wake: Option<Timestamp>,
+}
+
+/// The devices that are in use, and by which task (uid).
+type Held<'a> = BTreeMap<&'a str, &'a str>;
+
+fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    [a, b].into_iter().flatten().min()
+}
+
+/// Makes the plan. Total: what cannot be understood becomes a problem of the plan, and is left alone.
+pub fn plan(input: &PlanInput<'_>) -> AgentPlan {
+    let mut plan = AgentPlan::default();
+    let mut containers: BTreeMap<&str, BTreeMap<u32, &Container>> = BTreeMap::new();
+    let mut held = Held::new();
+    for container in input.containers {
+        let Some((uid, attempt)) = spec::owner(container) else {
+            plan.problems.push(format!(
+                "container {} belongs to no task; it is left alone",
+                container.id
+            ));
+            continue;
+        };
+        containers.entry(uid).or_default().insert(attempt, container);
+        if !matches!(container.state, State::Exited(_)) {
+            held.extend(spec::devices(container).map(|device| (device, uid)));
+        }
+    }
+    for (key, task) in input.tasks {
+        let Some(uid) = task.metadata.uid.as_deref() else {
+            plan.problems.push(format!("task {key} has no uid; it is left alone"));
+            continue;
+        };
+        let runs = containers.remove(uid).unwrap_or_default();
+        if input.busy.contains(uid) || task.agent() != Some(input.agent) {
+            continue;
+        }
+        let one = task::plan(input, &held, task, uid, runs);
+        if !one.actions.is_empty() {
+            plan.actions.insert(uid.to_owned(), one.actions);
+        }
+        if let Some(report) = one.report {
+            plan.reports.insert(key.clone(), report);
+        }
+        plan.wake = earlier(plan.wake, one.wake);
+    }
+    for (uid, runs) in containers {
+        if input.orphans.contains(uid) && !input.busy.contains(uid) {
+            let one = orphan(input, &runs);
+            if !one.actions.is_empty() {
+                plan.actions.insert(uid.to_owned(), one.actions);
+            }
+            plan.wake = earlier(plan.wake, one.wake);
+        }
+    }
+    plan
+}
+
+/// A task that does not exist any more leaves nothing.
+fn orphan(input: &PlanInput<'_>, runs: &BTreeMap<u32, &Container>) -> TaskPlan {
+    let stop = Stop {
+        signal: 15,
+        grace: GRACE_DEFAULT,
+    };
+    let mut plan = TaskPlan::default();
+    for container in runs.values() {
+        match container.state {
+            State::Exited(_) => plan.act(input, Action::Remove(container.id.clone())),
+            State::Created | State::Running { .. } => plan.stop(input, &container.id, stop),
+        }
+    }
+    plan
+}
+
+impl TaskPlan {
+    /// Adds an action, unless the same call failed so recently that it has to wait.
+    fn act(&mut self, input: &PlanInput<'_>, action: Action) {
+        match input.memory.failure(action.id(), action.verb()) {
+            Some(failure) if failure.retry_at > input.now => self.wake = earlier(self.wake, Some(failure.retry_at)),
+            _ => self.actions.push(action),
+        }
+    }
+
+    /// Stops a container once: a second signal can mean something else to a program. Much later it is killed.
+    fn stop(&mut self, input: &PlanInput<'_>, id: &ContainerId, stop: Stop) {
+        let Some(told) = input.memory.stopped(id) else {
+            return self.act(input, Action::Stop(id.clone(), stop));
+        };
+        let again = memory::after(told, stop.grace + crate::limits::STOP_AGAIN);
+        if again > input.now {
+            self.wake = earlier(self.wake, Some(again));
+            return;
+        }
+        let kill = Stop {
+            signal: 9,
+            grace: std::time::Duration::ZERO,
+        };
+        self.act(input, Action::Stop(id.clone(), kill));
+    }
+}

@@ -1,0 +1,426 @@
+//! The plan for one task.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use muster_api::names::FINALIZER_AGENT;
+use muster_api::task_state::{Phase, Writer};
+use muster_api::v1::{Desired, Signal, Task, TaskReason, TaskStatus};
+use muster_runtime::{Container, ContainerId, State, Stop};
+
+use super::memory::after;
+use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier};
+use crate::limits::{CONTAINERS_KEPT, GRACE_DEFAULT, START_PATIENCE};
+use crate::restart::{self, Decision};
+use crate::spec::{container_id, container_spec};
+use crate::status::{self, Ended, Outcome};
+
+pub(super) fn plan(
+    input: &PlanInput<'_>,
+    held: &Held<'_>,
+    task: &Task,
+    uid: &str,
+    runs: BTreeMap<u32, &Container>,
+) -> TaskPlan {
+    let mut case = Case {
+        input,
+        held,
+        task,
+        uid,
+        status: task.status.clone().unwrap_or_default(),
+        runs,
+        plan: TaskPlan::default(),
+    };
+    match case.status.phase {
+        Phase::Pending => {}
+        phase if phase.is_terminal() => case.over(),
+        _ => case.live(),
+    }
+    case.plan
+}
+
+/// How far the latest attempt is.
+enum Latest {
+    /// There was none.
+    None,
+    /// Its container is prepared.
+    Prepared(u32, ContainerId),
+    /// Its command runs.
+    Running(ContainerId),
+    /// It is over.
+    Ended(Ended),
+}
+
+struct Case<'a> {
+    input: &'a PlanInput<'a>,
+    held: &'a Held<'a>,
+    task: &'a Task,
+    uid: &'a str,
+    status: TaskStatus,
+    runs: BTreeMap<u32, &'a Container>,
+    plan: TaskPlan,
+}
+
+impl Case<'_> {
+    fn now_ms(&self) -> i64 {
+        self.input.now.as_millisecond()
+    }
+
+    fn deleting(&self) -> bool {
+        self.task.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The task has ended: nothing of it may run. Its last containers stay, for their logs, until the object is deleted.
+    fn over(&mut self) {
+        let kept = if self.deleting() { 0 } else { CONTAINERS_KEPT };
+        let old = self.runs.len().saturating_sub(kept);
+        let runs: Vec<&Container> = self.runs.values().copied().collect();
+        for (index, container) in runs.into_iter().enumerate() {
+            match container.state {
+                State::Exited(_) if index < old => self.act(Action::Remove(container.id.clone())),
+                State::Exited(_) => {}
+                State::Created | State::Running { .. } => self.stop(&container.id),
+            }
+        }
+        let finalizers = self.task.metadata.finalizers.iter().flatten();
+        let ours = finalizers.into_iter().any(|finalizer| finalizer == FINALIZER_AGENT);
+        if self.deleting() && self.runs.is_empty() && ours {
+            self.plan.report = Some(Report::Release);
+        }
+    }
+
+    fn live(&mut self) {
+        let latest = self.latest();
+        let number = match &latest {
+            Latest::None => 0,
+            Latest::Prepared(number, _) => *number,
+            Latest::Running(_) => self.runs.keys().next_back().copied().unwrap_or(0),
+            Latest::Ended(ended) => ended.number,
+        };
+        let strays: Vec<ContainerId> = self
+            .runs
+            .range(..number)
+            .filter(|(_, container)| !matches!(container.state, State::Exited(_)))
+            .map(|(_, container)| container.id.clone())
+            .collect();
+        if !strays.is_empty() {
+            strays.iter().for_each(|id| self.stop(id));
+            return;
+        }
+        let stopping = self.stopping();
+        match latest {
+            Latest::None => self.fresh(stopping),
+            Latest::Prepared(number, id) => self.prepared(number, &id, stopping),
+            Latest::Running(id) => self.running(&id, stopping),
+            Latest::Ended(ended) => self.ended(&ended, stopping),
+        }
+        self.remove_old();
+    }
+
+    fn latest(&self) -> Latest {
+        let told = self.status.attempts.last().map_or(0, |attempt| attempt.number);
+        let here = self.runs.keys().next_back().copied().unwrap_or(0);
+        let number = told.max(here).max(self.input.memory.attempt(self.uid));
+        if number == 0 {
+            return Latest::None;
+        }
+        if let Some(container) = self.runs.get(&number) {
+            return match &container.state {
+                State::Created => Latest::Prepared(number, container.id.clone()),
+                State::Running { .. } => Latest::Running(container.id.clone()),
+                State::Exited(exit) => Latest::Ended(Ended::of_exit(number, exit)),
+            };
+        }
+        let attempt = self.status.attempts.iter().find(|attempt| attempt.number == number);
+        if let Some(ended) = attempt.and_then(Ended::of_attempt) {
+            return Latest::Ended(ended);
+        }
+        let started = attempt.and_then(|attempt| attempt.started_at.as_ref());
+        let started_ms = started.map(|started| started.0.as_millisecond());
+        Latest::Ended(Ended::vanished(number, started_ms, self.now_ms()))
+    }
+
+    /// Why the task has to end, if it has to.
+    fn stopping(&mut self) -> Option<TaskReason> {
+        if self.status.phase == Phase::Killing {
+            let deadline = self.status.reason == Some(TaskReason::DeadlineExceeded);
+            return Some(if deadline {
+                TaskReason::DeadlineExceeded
+            } else {
+                TaskReason::KillRequested
+            });
+        }
+        if self.task.spec.desired == Desired::Killed || self.deleting() || self.input.draining {
+            return Some(TaskReason::KillRequested);
+        }
+        let deadline = self.deadline()?;
+        if deadline <= self.input.now {
+            return Some(TaskReason::DeadlineExceeded);
+        }
+        self.plan.wake = earlier(self.plan.wake, Some(deadline));
+        None
+    }
+
+    /// When the task has run too long. A status knows its start to the second, so then it is up to a second later, never earlier.
+    fn deadline(&self) -> Option<Timestamp> {
+        let allowed = self.task.spec.deadline?;
+        let here_ms = self.runs.get(&1).and_then(|container| match &container.state {
+            State::Created => None,
+            State::Running { started_ms, .. } => Some(*started_ms),
+            State::Exited(exit) => exit.started_ms,
+        });
+        let told_ms = self
+            .status
+            .started_at
+            .as_ref()
+            .map(|time| time.0.as_millisecond() + 999);
+        let started = Timestamp::from_millisecond(here_ms.or(told_ms)?).ok()?;
+        Some(after(started, allowed.duration()))
+    }
+
+    /// Nothing was made yet.
+    fn fresh(&mut self, stopping: Option<TaskReason>) {
+        if let Some(reason) = stopping {
+            return self.stopped(reason, self.now_ms());
+        }
+        let not_started = |message: String| Outcome {
+            phase: Phase::Dropped,
+            reason: TaskReason::NotStarted,
+            message,
+        };
+        let impossible = |message: String| Outcome {
+            phase: Phase::Error,
+            reason: TaskReason::LaunchFailed,
+            message,
+        };
+        let Some(id) = container_id(self.uid, 1) else {
+            return self.end(
+                impossible(format!("the uid {} cannot name a container", self.uid)),
+                self.now_ms(),
+            );
+        };
+        let spec = match container_spec(self.task, 1, self.input.agent, self.input.devices) {
+            Ok(spec) => spec,
+            Err(error) => return self.end(not_started(format!("not started: {error}")), self.now_ms()),
+        };
+        if let Err(error) = spec.check() {
+            return self.end(impossible(error.to_string()), self.now_ms());
+        }
+        let failure = self.input.memory.failure(&id, Verb::Create).cloned();
+        match &failure {
+            Some(failure) if failure.invalid => return self.end(impossible(failure.message.clone()), self.now_ms()),
+            Some(failure) if after(failure.since, START_PATIENCE) <= self.input.now => {
+                let message = format!(
+                    "not started: the runtime failed {} times: {}",
+                    failure.count, failure.message
+                );
+                return self.end(not_started(message), self.now_ms());
+            }
+            _ => {}
+        }
+        let waits = self.device_in_use();
+        let message = waits
+            .clone()
+            .or_else(|| failure.map(|failure| format!("trying again: {}", failure.message)));
+        self.say(Phase::Starting, TaskReason::Preparing, message.unwrap_or_default());
+        if waits.is_none() && self.input.may_start {
+            let spec = Box::new(spec);
+            self.act(Action::Create { id, spec });
+        }
+    }
+
+    /// A device of the task that another task's container still holds, in words.
+    fn device_in_use(&self) -> Option<String> {
+        let mut devices = self.status.devices.iter();
+        let (device, holder) = devices.find_map(|device| {
+            let holder = self.held.get(device.as_str()).filter(|holder| **holder != self.uid)?;
+            Some((device, holder))
+        })?;
+        Some(format!(
+            "waits until the container of task uid {holder} has let go of {device}"
+        ))
+    }
+
+    /// The container is there, its command was not run. It is run once the API server knows that the task was taken up: a superseded
+    /// agent, which cannot write that, so never runs it.
+    fn prepared(&mut self, number: u32, id: &ContainerId, stopping: Option<TaskReason>) {
+        if let Some(reason) = stopping {
+            self.say(Phase::Killing, reason, String::new());
+            return self.stop(id);
+        }
+        let failure = self.input.memory.failure(id, Verb::Start);
+        let failed = failure.is_some_and(|failure| after(failure.since, START_PATIENCE) <= self.input.now);
+        let waits = self.device_in_use();
+        let trouble = failure.map(|failure| format!("trying again: {}", failure.message));
+        let message = waits.clone().or(trouble);
+        if number == 1 {
+            self.say(Phase::Starting, TaskReason::Preparing, message.unwrap_or_default());
+        } else {
+            let message = message.unwrap_or_else(|| format!("attempt {number} is being started"));
+            self.say(Phase::Running, TaskReason::BackOff, message);
+        }
+        let acknowledged = self.status.phase != Phase::Staging;
+        if failed {
+            self.stop(id);
+        } else if acknowledged && waits.is_none() && (number > 1 || self.input.may_start) {
+            self.act(Action::Start(id.clone()));
+        }
+    }
+
+    fn running(&mut self, id: &ContainerId, stopping: Option<TaskReason>) {
+        match stopping {
+            Some(reason) => {
+                self.say(Phase::Killing, reason, String::new());
+                self.stop(id);
+            }
+            None => self.say(Phase::Running, TaskReason::Started, String::new()),
+        }
+    }
+
+    fn ended(&mut self, ended: &Ended, stopping: Option<TaskReason>) {
+        let attempts = status::record(&self.status.attempts, self.learned(Some(ended)));
+        let decision = restart::decide(&self.task.spec, &attempts, ended, self.now_ms());
+        let told = container_id(self.uid, ended.number).is_some_and(|id| self.input.memory.stopped(&id).is_some());
+        // What ended well before anybody told it to stop has finished, even if somebody was about to.
+        let by_itself = ended.succeeded() && decision == Decision::End && !told && self.status.phase != Phase::Killing;
+        if let Some(reason) = stopping.filter(|_| !by_itself) {
+            self.record(ended);
+            return self.stopped(reason, ended.finished_ms);
+        }
+        self.record(ended);
+        match decision {
+            Decision::End => self.end(ended.outcome(), ended.finished_ms),
+            Decision::Again { at_ms } => self.again(ended, at_ms),
+        }
+    }
+
+    /// The command is run again when its time has come.
+    fn again(&mut self, ended: &Ended, at_ms: i64) {
+        let number = ended.number.saturating_add(1);
+        let Some(id) = container_id(self.uid, number) else {
+            return;
+        };
+        let failure = self.input.memory.failure(&id, Verb::Create).cloned();
+        let spec = container_spec(self.task, number, self.input.agent, self.input.devices);
+        let refused = match (&spec, &failure) {
+            (Err(error), _) => Some(error.to_string()),
+            (_, Some(failure)) if failure.invalid => Some(failure.message.clone()),
+            _ => None,
+        };
+        if let Some(message) = refused {
+            let outcome = Outcome {
+                phase: Phase::Failed,
+                reason: TaskReason::LaunchFailed,
+                message: format!("attempt {number} could not be started: {message}"),
+            };
+            return self.end(outcome, ended.finished_ms);
+        }
+        let waits = self.device_in_use();
+        let trouble = failure.map(|failure| format!("trying again: {}", failure.message));
+        let message = waits.clone().or(trouble).unwrap_or_else(|| {
+            let Outcome { message, .. } = ended.outcome();
+            let message = if message.is_empty() {
+                "the command has ended".to_owned()
+            } else {
+                message
+            };
+            format!("{message}; attempt {number} follows")
+        });
+        self.say(Phase::Running, TaskReason::BackOff, message);
+        let at = Timestamp::from_millisecond(at_ms).unwrap_or(self.input.now);
+        if at > self.input.now {
+            self.plan.wake = earlier(self.plan.wake, Some(at));
+        } else if let (Ok(spec), None) = (spec, waits) {
+            let spec = Box::new(spec);
+            self.act(Action::Create { id, spec });
+        }
+    }
+
+    /// Ended because it was told to, or would have been.
+    fn stopped(&mut self, reason: TaskReason, finished_ms: i64) {
+        let never = self.status.attempts.is_empty();
+        let (phase, message) = match reason {
+            TaskReason::DeadlineExceeded => (Phase::Failed, "ran longer than spec.deadline allows"),
+            _ if self.input.draining => (Phase::Killed, "stopped because its agent was told to stop everything"),
+            _ if never => (Phase::Killed, "killed on request before its command was run"),
+            _ => (Phase::Killed, "killed on request"),
+        };
+        let message = message.to_owned();
+        self.end(Outcome { phase, reason, message }, finished_ms);
+    }
+
+    /// Containers of old attempts go once the status remembers how they ended.
+    fn remove_old(&mut self) {
+        let old = self.runs.len().saturating_sub(CONTAINERS_KEPT);
+        let oldest = self.status.attempts.first().map_or(0, |attempt| attempt.number);
+        let told = self.task.status.iter().flat_map(|status| &status.attempts);
+        let told: Vec<u32> = told
+            .filter(|attempt| attempt.finished_at.is_some())
+            .map(|attempt| attempt.number)
+            .collect();
+        let runs: Vec<(u32, ContainerId)> = self
+            .runs
+            .iter()
+            .take(old)
+            .filter(|(number, _)| told.contains(number) || **number < oldest)
+            .map(|(number, container)| (*number, container.id.clone()))
+            .collect();
+        for (_, id) in runs {
+            self.act(Action::Remove(id));
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        self.plan.act(self.input, action);
+    }
+
+    fn stop(&mut self, id: &ContainerId) {
+        let kill = self.task.spec.kill.clone().unwrap_or_default();
+        let stop = Stop {
+            signal: kill.signal.unwrap_or(Signal::SIGTERM).number(),
+            grace: kill.grace_period.map_or(GRACE_DEFAULT, |grace| grace.duration()),
+        };
+        self.plan.stop(self.input, id, stop);
+    }
+
+    fn learned(&self, ended: Option<&Ended>) -> Vec<muster_api::v1::Attempt> {
+        let here = self
+            .runs
+            .iter()
+            .filter_map(|(number, container)| status::attempt(*number, &container.state));
+        here.chain(ended.map(Ended::attempt)).collect()
+    }
+
+    fn record(&mut self, ended: &Ended) {
+        self.status.attempts = status::record(&self.status.attempts, self.learned(Some(ended)));
+    }
+
+    fn end(&mut self, outcome: Outcome, finished_ms: i64) {
+        self.status.finished_at = Some(status::time(finished_ms));
+        self.say(outcome.phase, outcome.reason, outcome.message);
+    }
+
+    /// Reports this status, unless the API server shows it already or it would be a step back.
+    fn say(&mut self, phase: Phase, reason: TaskReason, message: String) {
+        let shown = self.task.status.clone().unwrap_or_default();
+        if !shown.phase.may_move(phase, Writer::Agent) {
+            return;
+        }
+        self.status.attempts = status::record(&self.status.attempts, self.learned(None));
+        let attempts = &self.status.attempts;
+        let started_at = attempts.iter().filter_map(|attempt| attempt.started_at.clone()).min();
+        let over = attempts.iter().rev().find(|attempt| attempt.finished_at.is_some());
+        let status = TaskStatus {
+            phase,
+            reason: Some(reason),
+            message,
+            exit_code: over.map_or(self.status.exit_code, |attempt| attempt.exit_code),
+            started_at: self.status.started_at.clone().or(started_at),
+            observed_generation: self.task.metadata.generation,
+            ..self.status.clone()
+        };
+        if !status::same(&status, &shown) {
+            self.plan.report = Some(Report::Status(Box::new(status)));
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! From a task to its container. Pure.
+
+use std::collections::BTreeMap;
+
+use muster_api::quantity::{ByteSize, Scalar};
+use muster_api::v1::Task;
+use muster_runtime::{Container, ContainerId, ContainerSpec, Limits, Rootfs, User};
+
+use crate::devices::{DeviceSource, UnknownDevice, inject};
+use crate::limits::PIDS_MAX;
+
+/// Label: the uid of the task.
+pub const LABEL_UID: &str = "muster.dev/task-uid";
+/// Label: the namespace of the task.
+pub const LABEL_NAMESPACE: &str = "muster.dev/namespace";
+/// Label: the name of the task.
+pub const LABEL_TASK: &str = "muster.dev/task";
+/// Label: which run of the task's command, from 1.
+pub const LABEL_ATTEMPT: &str = "muster.dev/attempt";
+/// Label: the UUIDs of the devices that the container holds, separated by commas.
+pub const LABEL_DEVICES: &str = "muster.dev/devices";
+
+/// The id of a task's container: its uid and the attempt. `None` when the uid cannot be part of an id.
+pub fn container_id(uid: &str, attempt: u32) -> Option<ContainerId> {
+    ContainerId::new(format!("{uid}-{attempt}"))
+}
+
+/// Whose container this is, as (uid of the task, attempt); `None` when it is not a task's.
+pub fn owner(container: &Container) -> Option<(&str, u32)> {
+    let uid = container.labels.get(LABEL_UID)?;
+    let attempt = container.labels.get(LABEL_ATTEMPT)?.parse().ok()?;
+    Some((uid, attempt))
+}
+
+/// The devices that a container holds until it has exited.
+pub fn devices(container: &Container) -> impl Iterator<Item = &str> {
+    let list = container.labels.get(LABEL_DEVICES).map_or("", String::as_str);
+    list.split(',').filter(|uuid| !uuid.is_empty())
+}
+
+/// The container of one attempt of a task.
+///
+/// `PATH`, `HOME` and `MUSTER_SANDBOX` are the runtime's to add, which knows what the container sees as its root.
+///
+/// # Errors
+/// [`UnknownDevice`], when the task is bound to a device that is not here.
+pub fn container_spec(
+    task: &Task,
+    attempt: u32,
+    agent: &str,
+    source: &dyn DeviceSource,
+) -> Result<ContainerSpec, UnknownDevice> {
+    let status = task.status.clone().unwrap_or_default();
+    let uuids: Vec<&str> = status.devices.iter().map(String::as_str).collect();
+    let edits = source.edits(&uuids)?;
+    let user = task.spec.user.map(|user| User {
+        uid: user.uid,
+        gid: user.gid.unwrap_or(user.uid),
+    });
+    let mut spec = ContainerSpec {
+        argv: [task.spec.command.as_slice(), &task.spec.args].concat(),
+        env: environment(task, attempt, agent),
+        working_dir: task.spec.working_dir.as_ref().map(Into::into),
+        user,
+        rootfs: Rootfs::Host,
+        mounts: Vec::new(),
+        devices: Vec::new(),
+        limits: limits(task),
+        labels: labels(task, attempt, &uuids),
+    };
+    inject(&mut spec, edits);
+    Ok(spec)
+}
+
+fn uid(task: &Task) -> &str {
+    task.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn labels(task: &Task, attempt: u32, devices: &[&str]) -> BTreeMap<String, String> {
+    let mut labels: BTreeMap<String, String> = [
+        (LABEL_UID, uid(task).to_owned()),
+        (LABEL_NAMESPACE, task.namespace().to_owned()),
+        (LABEL_TASK, task.name().to_owned()),
+        (LABEL_ATTEMPT, attempt.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    if !devices.is_empty() {
+        labels.insert(LABEL_DEVICES.to_owned(), devices.join(","));
+    }
+    labels
+}
+
+/// The task's own variables, then what Muster promises, which wins.
+fn environment(task: &Task, attempt: u32, agent: &str) -> BTreeMap<String, String> {
+    let own = task.spec.env.iter().map(|var| (var.name.clone(), var.value.clone()));
+    let promised = [
+        ("MUSTER_TASK", task.name().to_owned()),
+        ("MUSTER_NAMESPACE", task.namespace().to_owned()),
+        ("MUSTER_AGENT", agent.to_owned()),
+        ("MUSTER_TASK_UID", uid(task).to_owned()),
+        ("MUSTER_ATTEMPT", attempt.to_string()),
+    ];
+    let promised = promised.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let ports = task.status.iter().flat_map(|status| status.ports.iter());
+    let ports = ports
+        .enumerate()
+        .map(|(index, port)| (format!("PORT{index}"), port.to_string()));
+    own.chain(promised).chain(ports).collect()
+}
+
+/// A task that asks for no memory has no memory limit: there is nothing to derive one from.
+fn limits(task: &Task) -> Limits {
+    let resources = &task.spec.resources;
+    let limits = task.spec.limits.clone().unwrap_or_default();
+    let memory = limits.memory.unwrap_or(resources.memory);
+    Limits {
+        cpu_request_milli: resources.cpus.milli(),
+        cpu_limit_milli: limits.cpus.map(Scalar::milli),
+        memory_bytes: (memory != ByteSize::ZERO).then_some(memory.bytes()),
+        pids: Some(PIDS_MAX),
+        log_bytes: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_api::ports::PortSet;
+    use muster_api::v1::{EnvVar, Limits as TaskLimits, User as TaskUser};
+
+    use super::*;
+    use crate::devices::{NoDevices, SimulatedDevices};
+    use crate::plan::testing::bound;
+
+    #[test]
+    fn a_container_gets_what_its_task_says() {
+        let mut task = bound("t1");
+        task.spec.command = vec!["sh".to_owned(), "-c".to_owned()];
+        task.spec.args = vec!["env".to_owned()];
+        task.spec.env = vec![
+            EnvVar {
+                name: "A".to_owned(),
+                value: "b".to_owned(),
+            },
+            EnvVar {
+                name: "MUSTER_TASK".to_owned(),
+                value: "somebody else".to_owned(),
+            },
+        ];
+        task.spec.working_dir = Some("/var".to_owned());
+        task.spec.user = Some(TaskUser { uid: 1000, gid: None });
+        task.spec.resources.cpus = Scalar::from_milli(500);
+        task.spec.resources.memory = ByteSize::from_mib(64);
+        let status = task.status.as_mut().expect("bound");
+        status.ports = PortSet::range(31_000, 31_001);
+        status.devices = ["GPU-sim-a1-01".to_owned()].into();
+        let source = SimulatedDevices::parse("2xH100", "a1").expect("well-formed");
+        let spec = container_spec(&task, 2, "a1", &source).expect("the devices are here");
+
+        assert_eq!(spec.argv, ["sh", "-c", "env"]);
+        for (name, value) in [
+            ("A", "b"),
+            ("MUSTER_TASK", "t1"),
+            ("MUSTER_NAMESPACE", "default"),
+            ("MUSTER_AGENT", "a1"),
+            ("MUSTER_TASK_UID", "uid-t1"),
+            ("MUSTER_ATTEMPT", "2"),
+            ("PORT0", "31000"),
+            ("PORT1", "31001"),
+            ("NVIDIA_VISIBLE_DEVICES", "GPU-sim-a1-01"),
+        ] {
+            assert_eq!(spec.env.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert_eq!(spec.working_dir, Some("/var".into()));
+        assert_eq!(spec.user, Some(User { uid: 1000, gid: 1000 }));
+        assert_eq!(spec.limits.cpu_request_milli, 500);
+        assert_eq!(spec.limits.cpu_limit_milli, None);
+        assert_eq!(spec.limits.memory_bytes, Some(64 << 20));
+        assert_eq!(spec.limits.pids, Some(PIDS_MAX));
+        assert_eq!(spec.labels[LABEL_DEVICES], "GPU-sim-a1-01");
+        assert!(spec.check().is_ok());
+    }
+
+    #[test]
+    fn limits_win_over_what_is_asked_for() {
+        let mut task = bound("t1");
+        task.spec.resources.memory = ByteSize::from_mib(64);
+        task.spec.limits = Some(TaskLimits {
+            cpus: Some(Scalar::from_units(2)),
+            memory: Some(ByteSize::from_mib(128)),
+        });
+        let spec = container_spec(&task, 1, "a1", &NoDevices).expect("no devices");
+        assert_eq!(spec.limits.cpu_limit_milli, Some(2000));
+        assert_eq!(spec.limits.memory_bytes, Some(128 << 20));
+    }
+
+    #[test]
+    fn a_device_that_is_not_here_is_an_error() {
+        let mut task = bound("t1");
+        task.status.as_mut().expect("bound").devices = ["GPU-x".to_owned()].into();
+        assert!(container_spec(&task, 1, "a1", &NoDevices).is_err());
+    }
+}
