@@ -1,0 +1,4 @@
+//! The command.
+
+pub mod manifest;
+pub mod style;
