@@ -5,9 +5,14 @@
 //! when the writer can read it back; nothing half-done. What must never happen here: ambient time or randomness, a blocking
 //! call, an object in the store that its schema does not allow. The router is tested in-process through `tower`, on a paused clock.
 
+pub mod auth;
 pub mod error;
+pub mod files;
 pub mod keys;
+pub mod kinds;
 pub mod limits;
 pub mod resource;
+pub mod schema;
 pub mod selector;
+pub mod tls;
 

@@ -3,7 +3,11 @@
 //! Discovery, OpenAPI, tables, schema validation and the generic registry all read this and nothing else, so a new kind is a
 //! [`Resource`] and a strategy.
 
+use std::sync::Arc;
+
 use serde_json::Value;
+
+use crate::schema::Schema;
 
 /// A kind as the API serves it.
 #[derive(Clone, Debug)]
@@ -30,6 +34,8 @@ pub struct Resource {
     pub subresources: Vec<Subresource>,
     /// The structural OpenAPI v3 schema of a whole object, with descriptions; `metadata` is just an object in it.
     pub schema: Value,
+    /// The same schema, made ready for checking objects.
+    pub compiled: Arc<Schema>,
     /// The columns of a table after the name.
     pub columns: Vec<Column>,
     /// Paths of the fields that may be selected by, besides name and namespace, such as `spec.framework`.
@@ -58,7 +64,8 @@ pub struct Column {
     pub format: String,
     /// What it shows; may be empty.
     pub description: String,
-    /// Where the value is, as a JSONPath such as `.status.phase`.
+    /// Where the value is, as a JSONPath such as `.status.phase`. Besides: `.a|.b` is the first that is there, `#.a #.b` how many
+    /// entries both have together, `{.a}/{.b}` a text made from both.
     pub json_path: String,
     /// Zero: always shown; more: only in wide output.
     pub priority: i32,

@@ -1,0 +1,507 @@
+//! The kinds that are served: Muster's own, and the Kubernetes kinds that clients expect around them.
+//!
+//! What this promises: each kind is described once. Muster's kinds come from their Rust types (`Agent::crd()` and its like), the
+//! Kubernetes kinds from the types of `k8s-openapi`; schemas, columns, names and subresources are read from there, so that code
+//! and API cannot disagree. Every schema is structural and free of references. What must never happen here: a rule about one
+//! object's content, which belongs in the kind's own `validate`. Tested below: against the types, and in `openapi` against
+//! the golden document.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Namespace};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::CustomResourceExt;
+use muster_api::names;
+use muster_api::v1::{Agent, Framework, Offer, Quota, Task};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value};
+
+use crate::resource::{Column, Resource, Subresource};
+use crate::schema::Schema;
+
+/// What may be done with the objects of an ordinary kind.
+const VERBS: [&str; 8] = [
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
+/// Offers are made by a subresource of agents; they are not created, changed or replaced.
+const VERBS_OFFER: [&str; 4] = ["delete", "get", "list", "watch"];
+
+/// Every kind that is served, in the order of discovery.
+pub fn resources() -> Vec<Resource> {
+    vec![
+        core::<ConfigMap>(CONFIG_MAP),
+        core::<CoreEvent>(CORE_EVENT),
+        core::<Namespace>(NAMESPACE),
+        core::<Event>(EVENT),
+        core::<Lease>(LEASE),
+        muster(Agent::crd(), &VERBS, &[("offers", "AgentOffers", "create")]),
+        muster(Framework::crd(), &VERBS, &[]),
+        muster(
+            Offer::crd(),
+            &VERBS_OFFER,
+            &[
+                ("accept", "AcceptRequest", "create"),
+                ("decline", "DeclineRequest", "create"),
+            ],
+        ),
+        muster(Quota::crd(), &VERBS, &[]),
+        muster(Task::crd(), &VERBS, &[("log", "Task", "get")]),
+    ]
+}
+
+/// The schema of `metadata`, which is the same for every kind.
+pub fn metadata_schema() -> Value {
+    schema_of::<ObjectMeta>()
+}
+
+/// A kind of Muster's own, as its type describes it.
+fn muster(
+    definition: CustomResourceDefinition,
+    verbs: &[&'static str],
+    calls: &[(&'static str, &str, &'static str)],
+) -> Resource {
+    let definition = serde_json::to_value(definition).expect("a definition is plain data");
+    let spec = &definition["spec"];
+    let version = &spec["versions"][0];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let texts = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
+    let (group, kind) = (text(&spec["group"]), text(&spec["names"]["kind"]));
+    let mut subresources = Vec::new();
+    if version["subresources"]["status"].is_object() {
+        subresources.push(Subresource {
+            name: "status",
+            response: (group.clone(), names::VERSION.to_owned(), kind.clone()),
+            verbs: vec!["get", "patch", "update"],
+        });
+    }
+    for (name, response, verb) in calls {
+        subresources.push(Subresource {
+            name,
+            response: (group.clone(), names::VERSION.to_owned(), (*response).to_owned()),
+            verbs: vec![verb],
+        });
+    }
+    let columns = version["additionalPrinterColumns"].as_array().into_iter().flatten();
+    let selectable = version["selectableFields"].as_array().into_iter().flatten();
+    let schema = tidy(version["schema"]["openAPIV3Schema"].clone());
+    Resource {
+        version: text(&version["name"]),
+        plural: text(&spec["names"]["plural"]),
+        singular: text(&spec["names"]["singular"]),
+        short_names: texts(&spec["names"]["shortNames"]),
+        categories: texts(&spec["names"]["categories"]),
+        namespaced: spec["scope"] == "Namespaced",
+        verbs: verbs.to_vec(),
+        subresources,
+        compiled: compile(&schema),
+        schema,
+        columns: columns.map(column).collect(),
+        selectable: selectable
+            .map(|field| text(&field["jsonPath"]).trim_start_matches('.').to_owned())
+            .collect(),
+        group,
+        kind,
+    }
+}
+
+fn column(value: &Value) -> Column {
+    let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    Column {
+        name: text("name"),
+        kind: text("type"),
+        format: text("format"),
+        description: text("description"),
+        json_path: text("jsonPath"),
+        priority: value["priority"]
+            .as_i64()
+            .and_then(|priority| i32::try_from(priority).ok())
+            .unwrap_or(0),
+    }
+}
+
+/// What the type of a Kubernetes kind does not say about it.
+struct Core {
+    plural: &'static str,
+    singular: &'static str,
+    short_names: &'static [&'static str],
+    namespaced: bool,
+    status: bool,
+    renew: bool,
+    /// Title, type, path, priority.
+    columns: &'static [(&'static str, &'static str, &'static str, i32)],
+    selectable: &'static [&'static str],
+}
+
+const AGE: (&str, &str, &str, i32) = ("Age", "date", ".metadata.creationTimestamp", 0);
+
+const NAMESPACE: Core = Core {
+    plural: "namespaces",
+    singular: "namespace",
+    short_names: &["ns"],
+    namespaced: false,
+    status: true,
+    renew: false,
+    columns: &[("Status", "string", ".status.phase", 0), AGE],
+    selectable: &["status.phase"],
+};
+
+const CONFIG_MAP: Core = Core {
+    plural: "configmaps",
+    singular: "configmap",
+    short_names: &["cm"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[("Data", "integer", "#.data #.binaryData", 0), AGE],
+    selectable: &[],
+};
+
+const LEASE: Core = Core {
+    plural: "leases",
+    singular: "lease",
+    short_names: &[],
+    namespaced: true,
+    status: false,
+    renew: true,
+    columns: &[("Holder", "string", ".spec.holderIdentity", 0), AGE],
+    selectable: &[],
+};
+
+const CORE_EVENT: Core = Core {
+    plural: "events",
+    singular: "event",
+    short_names: &["ev"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[
+        (
+            "Last Seen",
+            "date",
+            ".series.lastObservedTime|.lastTimestamp|.eventTime|.metadata.creationTimestamp",
+            0,
+        ),
+        ("Type", "string", ".type", 0),
+        ("Reason", "string", ".reason", 0),
+        ("Object", "string", "{.involvedObject.kind}/{.involvedObject.name}", 0),
+        ("Source", "string", ".source.component|.reportingComponent", 1),
+        ("Message", "string", ".message", 0),
+        (
+            "First Seen",
+            "date",
+            ".firstTimestamp|.eventTime|.metadata.creationTimestamp",
+            1,
+        ),
+        ("Count", "integer", ".series.count|.count", 1),
+        ("Name", "string", ".metadata.name", 1),
+    ],
+    selectable: &[
+        "involvedObject.apiVersion",
+        "involvedObject.fieldPath",
+        "involvedObject.kind",
+        "involvedObject.name",
+        "involvedObject.namespace",
+        "involvedObject.resourceVersion",
+        "involvedObject.uid",
+        "reason",
+        "reportingComponent",
+        "source",
+        "type",
+    ],
+};
+
+const EVENT: Core = Core {
+    plural: "events",
+    singular: "event",
+    short_names: &["ev"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[
+        (
+            "Last Seen",
+            "date",
+            ".series.lastObservedTime|.deprecatedLastTimestamp|.eventTime|.metadata.creationTimestamp",
+            0,
+        ),
+        ("Type", "string", ".type", 0),
+        ("Reason", "string", ".reason", 0),
+        ("Object", "string", "{.regarding.kind}/{.regarding.name}", 0),
+        (
+            "Source",
+            "string",
+            ".reportingController|.deprecatedSource.component",
+            1,
+        ),
+        ("Message", "string", ".note", 0),
+        (
+            "First Seen",
+            "date",
+            ".deprecatedFirstTimestamp|.eventTime|.metadata.creationTimestamp",
+            1,
+        ),
+        ("Count", "integer", ".series.count|.deprecatedCount", 1),
+        ("Name", "string", ".metadata.name", 1),
+    ],
+    selectable: &[
+        "reason",
+        "regarding.apiVersion",
+        "regarding.fieldPath",
+        "regarding.kind",
+        "regarding.name",
+        "regarding.namespace",
+        "regarding.resourceVersion",
+        "regarding.uid",
+        "reportingController",
+        "type",
+    ],
+};
+
+/// A kind of Kubernetes', as `k8s-openapi` describes it.
+fn core<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource {
+    let own = || (K::GROUP.to_owned(), K::VERSION.to_owned(), K::KIND.to_owned());
+    let mut subresources = Vec::new();
+    if about.status {
+        subresources.push(Subresource {
+            name: "status",
+            response: own(),
+            verbs: vec!["get", "patch", "update"],
+        });
+    }
+    if about.renew {
+        subresources.push(Subresource {
+            name: "renew",
+            response: own(),
+            verbs: vec!["create"],
+        });
+    }
+    let schema = tidy(schema_of::<K>());
+    Resource {
+        group: K::GROUP.to_owned(),
+        version: K::VERSION.to_owned(),
+        kind: K::KIND.to_owned(),
+        plural: about.plural.to_owned(),
+        singular: about.singular.to_owned(),
+        short_names: about.short_names.iter().map(|name| (*name).to_owned()).collect(),
+        categories: Vec::new(),
+        namespaced: about.namespaced,
+        verbs: VERBS.to_vec(),
+        subresources,
+        compiled: compile(&schema),
+        schema,
+        columns: about
+            .columns
+            .iter()
+            .map(|(name, kind, json_path, priority)| Column {
+                name: (*name).to_owned(),
+                kind: (*kind).to_owned(),
+                format: String::new(),
+                description: String::new(),
+                json_path: (*json_path).to_owned(),
+                priority: *priority,
+            })
+            .collect(),
+        selectable: about.selectable.iter().map(|field| (*field).to_owned()).collect(),
+    }
+}
+
+fn compile(schema: &Value) -> Arc<Schema> {
+    Arc::new(Schema::compile(schema).expect("the schemas of this module's kinds are structural"))
+}
+
+/// The schema of a type with everything written out in place.
+fn schema_of<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::openapi3().with(|settings| settings.inline_subschemas = true);
+    let mut value = SchemaGenerator::from(settings).into_root_schema_for::<T>().to_value();
+    structural(&mut value);
+    value
+}
+
+/// Makes a generated schema structural: no reference, no draft of JSON Schema, and an object of which nothing is known may
+/// hold anything.
+fn structural(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    for name in [
+        "$schema",
+        "$defs",
+        "definitions",
+        "components",
+        "title",
+        "example",
+        "examples",
+    ] {
+        map.remove(name);
+    }
+    if map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        // Null is the same as leaving it out; without a type the generator cannot tell that and allows it everywhere.
+        for name in ["type", "format", "nullable"] {
+            map.remove(name);
+        }
+    }
+    let shapeless = map.get("type").is_some_and(|kind| kind == "object")
+        && !map.contains_key("properties")
+        && !map.contains_key("additionalProperties");
+    if shapeless {
+        map.insert("x-kubernetes-preserve-unknown-fields".to_owned(), Value::Bool(true));
+    }
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        properties.values_mut().for_each(structural);
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(below) = map.get_mut(name) {
+            structural(below);
+        }
+    }
+}
+
+/// What every kind's schema has at its top: the two names, and `metadata` as a plain object that is checked by rules of its own.
+fn tidy(mut schema: Value) -> Value {
+    structural(&mut schema);
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        let top = [
+            (
+                "apiVersion",
+                "string",
+                "The version of the schema of this object, as in `muster.dev/v1`.",
+            ),
+            ("kind", "string", "What this object is, as in `Task`."),
+            (
+                "metadata",
+                "object",
+                "The name of the object, its labels, and what the server notes about it.",
+            ),
+        ];
+        for (name, kind, description) in top {
+            let mut property = Map::new();
+            property.insert("type".to_owned(), kind.into());
+            property.insert("description".to_owned(), description.into());
+            properties.insert(name.to_owned(), Value::Object(property));
+        }
+    }
+    schema
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(group: &str, plural: &str) -> Resource {
+        let all = resources();
+        let found = all
+            .into_iter()
+            .find(|resource| resource.group == group && resource.plural == plural);
+        found.unwrap_or_else(|| panic!("{plural}.{group} is not served"))
+    }
+
+    #[test]
+    fn every_kind_is_described_in_full() {
+        let all = resources();
+        assert_eq!(all.len(), 10);
+        for resource in &all {
+            let name = resource.qualified();
+            assert!(!resource.singular.is_empty() && !resource.version.is_empty(), "{name}");
+            assert!(
+                resource.columns.iter().any(|column| column.kind == "date"),
+                "{name} shows no age"
+            );
+            assert!(resource.schema["description"].is_string(), "{name}");
+            assert!(!resource.schema.to_string().contains("$ref"), "{name}");
+            assert!(resource.schema["properties"]["metadata"]["type"] == "object", "{name}");
+        }
+    }
+
+    #[test]
+    fn the_types_say_what_can_be_selected_and_shown() {
+        let tasks = kind(names::GROUP, "tasks");
+        assert_eq!(
+            tasks.selectable,
+            ["spec.framework", "spec.role", "status.phase", "status.agent"]
+        );
+        assert_eq!(tasks.short_names, ["tk"]);
+        assert_eq!(tasks.categories, ["muster", "all"]);
+        assert!(tasks.namespaced && tasks.has_status());
+        let columns: Vec<&str> = tasks.columns.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!(
+            columns,
+            [
+                "Phase",
+                "Reason",
+                "Agent",
+                "CPUs",
+                "Memory",
+                "GPUs",
+                "Exit",
+                "Age",
+                "Framework",
+                "Role",
+                "Message"
+            ]
+        );
+        assert_eq!(tasks.columns[0].json_path, ".status.phase");
+        assert!(!kind(names::GROUP, "agents").namespaced);
+        assert_eq!(
+            kind(names::GROUP, "offers").selectable,
+            ["spec.framework", "spec.agent", "status.phase"]
+        );
+    }
+
+    #[test]
+    fn every_subresource_is_there() {
+        let all: Vec<String> = resources()
+            .iter()
+            .flat_map(|resource| {
+                let plural = resource.plural.clone();
+                resource
+                    .subresources
+                    .iter()
+                    .map(move |subresource| format!("{plural}/{}", subresource.name))
+            })
+            .collect();
+        assert_eq!(
+            all,
+            [
+                "namespaces/status",
+                "leases/renew",
+                "agents/status",
+                "agents/offers",
+                "frameworks/status",
+                "offers/status",
+                "offers/accept",
+                "offers/decline",
+                "quotas/status",
+                "tasks/status",
+                "tasks/log"
+            ]
+        );
+    }
+
+    #[test]
+    fn every_field_of_ours_is_explained() {
+        fn walk(schema: &Value, path: &str, missing: &mut Vec<String>) {
+            for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+                let path = format!("{path}.{name}");
+                if !property["description"].is_string() {
+                    missing.push(path.clone());
+                }
+                walk(property, &path, missing);
+                walk(&property["items"], &path, missing);
+            }
+        }
+        let mut missing = Vec::new();
+        for resource in resources().iter().filter(|resource| resource.group == names::GROUP) {
+            walk(&resource.schema, &resource.plural, &mut missing);
+        }
+        assert_eq!(missing, Vec::<String>::new());
+    }
+}
