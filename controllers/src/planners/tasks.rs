@@ -1,0 +1,173 @@
+//! What becomes of tasks that no agent speaks for: cancelled before they were bound, left behind by an agent that was removed,
+//! or long ended.
+
+use jiff::Timestamp;
+use muster_api::Time;
+use muster_api::names;
+use muster_api::task_state::Phase;
+use muster_api::v1::{Desired, Task, TaskReason};
+use serde_json::json;
+
+use crate::runtime::{Action, Change, Context, Id, Kind, Plan, Planner, View};
+
+/// Ends and removes tasks.
+#[derive(Clone, Copy, Debug)]
+pub struct Tasks;
+
+impl Planner for Tasks {
+    const NAME: &'static str = "tasks";
+    type Key = Id;
+
+    fn keys(&self, change: &Change, view: &View) -> Vec<Id> {
+        match change.kind {
+            Kind::Task if !change.is_deletion() => vec![change.id.clone()],
+            Kind::Agent if change.is_deletion() => view
+                .bound_tasks(&change.id.name)
+                .map(|task| Id::of(&task.metadata))
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn plan(&self, id: &Id, view: &View, context: &Context) -> Plan {
+        let mut plan = Plan::default();
+        let Some(task) = view.tasks.get(id) else { return plan };
+        let abandoned = task.agent().is_some_and(|agent| !view.agents.contains_key(agent));
+        let phase = task.phase();
+        if phase == Phase::Pending && task.spec.desired == Desired::Killed {
+            let why = "stopped before it was placed";
+            plan.write(end(task, Phase::Killed, TaskReason::KillRequested, why, context.now));
+        } else if !phase.is_terminal() && abandoned {
+            let why = "its agent was removed from the cluster; how the task ended is not known";
+            plan.write(end(task, Phase::Gone, TaskReason::AgentRemoved, why, context.now));
+        } else if phase.is_terminal() && task.metadata.deletion_timestamp.is_some() {
+            if abandoned {
+                plan.writes.extend(let_go(task).map(Into::into));
+            }
+        } else if let Some(at) = expiry(task) {
+            if at <= context.now {
+                plan.write(Action::delete(Kind::Task, &task.metadata));
+            } else {
+                plan.wake_by(at);
+            }
+        }
+        plan
+    }
+}
+
+fn end(task: &Task, phase: Phase, reason: TaskReason, message: &str, now: Timestamp) -> Action {
+    let body = json!({
+        "phase": phase,
+        "reason": reason,
+        "message": message,
+        "finishedAt": Time(now),
+        "observedGeneration": task.metadata.generation,
+    });
+    Action::status(Kind::Task, &task.metadata, body)
+}
+
+/// Removes the finalizer of an agent that will never do so itself.
+fn let_go(task: &Task) -> Option<Action> {
+    let finalizers = task.metadata.finalizers.as_ref()?;
+    let left: Vec<&String> = finalizers
+        .iter()
+        .filter(|name| *name != names::FINALIZER_AGENT)
+        .collect();
+    (left.len() < finalizers.len()).then(|| {
+        let body = json!({ "metadata": { "finalizers": left } });
+        Action::patch(Kind::Task, &task.metadata, body)
+    })
+}
+
+/// When an ended task shall be deleted.
+fn expiry(task: &Task) -> Option<Timestamp> {
+    let ttl = task.spec.ttl_after_finished?;
+    let status = task.status.as_ref().filter(|status| status.phase.is_terminal())?;
+    let finished = status.finished_at.as_ref()?.0;
+    Some(finished.checked_add(ttl.signed()).unwrap_or(Timestamp::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn plan(cluster: Cluster) -> Plan {
+        Tasks.plan(&Id::new("default", "t1"), &cluster.view(), &Context::at(now()))
+    }
+
+    #[track_caller]
+    fn check_phase(cluster: Cluster, expect: &str) {
+        let plan = plan(cluster);
+        let [write] = plan.writes.as_slice() else {
+            panic!("{plan:?}")
+        };
+        let Action::Patch { body, status: true, .. } = &write.action else {
+            panic!("{write:?}")
+        };
+        assert_eq!(body["status"]["phase"], expect);
+    }
+
+    #[test]
+    fn a_task_that_is_killed_before_it_is_bound_is_killed_at_once() {
+        check_phase(Cluster::default().task("t1", |task| task.cpus(1).killed()), "Killed");
+    }
+
+    #[test]
+    fn a_running_task_that_shall_be_killed_is_its_agents_affair() {
+        let cluster = Cluster::default()
+            .agent("a1", 4)
+            .task("t1", |task| task.cpus(1).running("a1").killed());
+        assert_eq!(plan(cluster), Plan::default());
+    }
+
+    #[test]
+    fn a_task_whose_agent_was_removed_is_gone() {
+        check_phase(Cluster::default().task("t1", |task| task.cpus(1).running("a1")), "Gone");
+    }
+
+    #[test]
+    fn a_task_whose_agent_is_lost_but_not_removed_stays() {
+        let cluster = Cluster::default()
+            .agent("a1", 4)
+            .task("t1", |task| task.cpus(1).running("a1"))
+            .without_presence("a1");
+        assert_eq!(plan(cluster), Plan::default());
+    }
+
+    #[test]
+    fn an_ended_task_is_deleted_when_its_time_has_come() {
+        let ended = |ttl: u64| {
+            Cluster::default()
+                .agent("a1", 4)
+                .task("t1", |task| task.finished("a1", -60).ttl(ttl))
+        };
+        let later = plan(ended(90));
+        assert_eq!((later.writes.len(), later.wake), (0, Some(at(30))));
+        let due = plan(ended(60));
+        assert!(matches!(due.writes[0].action, Action::Delete { .. }), "{due:?}");
+        assert_eq!(due.wake, None);
+    }
+
+    #[test]
+    fn the_finalizer_of_a_removed_agent_is_taken_off_a_deleted_task() {
+        let cluster = Cluster::default().task("t1", |task| task.finished("a1", -60).finalized().deleted());
+        let plan = plan(cluster.clone());
+        let [write] = plan.writes.as_slice() else {
+            panic!("{plan:?}")
+        };
+        let Action::Patch {
+            body, status: false, ..
+        } = &write.action
+        else {
+            panic!("{write:?}")
+        };
+        assert_eq!(body["metadata"]["finalizers"], json!([]));
+        let there = Tasks.plan(
+            &Id::new("default", "t1"),
+            &cluster.agent("a1", 4).view(),
+            &Context::at(now()),
+        );
+        assert_eq!(there, Plan::default());
+    }
+}

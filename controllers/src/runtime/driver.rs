@@ -1,0 +1,188 @@
+//! The one loop that every planner runs in.
+//!
+//! Wait for a key, take the view, plan, let the executor write, wait until the view has reached what was written, next. So a
+//! key is never planned from a view that lacks the planner's own writes. All decisions are in planners and all I/O is in the
+//! executor; here is only the order of things.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use muster_api::env::Env;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::executor::{Executor, Outcome};
+use super::feed::{Feed, Subscriber};
+use super::object::Change;
+use super::plan::{Context, Plan, Planner};
+use super::queue::Queue;
+use super::view::View;
+
+/// So many keys are planned from one view and written together.
+const BATCH: usize = 32;
+
+/// How long the view may take to reach what was written; then the watch starts anew.
+const BARRIER_MAX: Duration = Duration::from_secs(5);
+
+/// Why a driver ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Cancelled,
+    /// Somebody else leads now.
+    Fenced,
+}
+
+struct Waker<P: Planner> {
+    planner: Arc<P>,
+    queue: Arc<Queue<P::Key>>,
+}
+
+impl<P: Planner> Subscriber for Waker<P> {
+    fn changed(&self, changes: &[Change], view: &View) {
+        for change in changes {
+            for key in self.planner.keys(change, view) {
+                self.queue.wake(key);
+            }
+        }
+    }
+}
+
+/// Runs a planner until it is cancelled or fenced.
+pub async fn drive<P: Planner>(
+    planner: P,
+    feed: Arc<Feed>,
+    executor: Executor,
+    env: Arc<dyn Env>,
+    cancel: CancellationToken,
+) -> Ended {
+    let planner = Arc::new(planner);
+    let queue = Arc::new(Queue::new(P::COALESCE));
+    let waker = Waker {
+        planner: planner.clone(),
+        queue: queue.clone(),
+    };
+    let _subscription = feed.subscribe(Arc::new(waker));
+    let driver = Driver {
+        planner,
+        queue,
+        feed,
+        executor,
+        env,
+    };
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Ended::Cancelled,
+        ended = driver.run() => ended,
+    }
+}
+
+struct Driver<P: Planner> {
+    planner: Arc<P>,
+    queue: Arc<Queue<P::Key>>,
+    feed: Arc<Feed>,
+    executor: Executor,
+    env: Arc<dyn Env>,
+}
+
+/// What became of the plan of one key.
+#[derive(Default)]
+struct Fate {
+    refused: bool,
+    later: bool,
+    after: Option<Duration>,
+}
+
+impl<P: Planner> Driver<P> {
+    async fn run(self) -> Ended {
+        loop {
+            let keys = self.queue.next(BATCH).await;
+            let view = self.feed.view();
+            let span = tracing::debug_span!("plan", planner = P::NAME, keys = keys.len(), revision = view.revision);
+            if self.round(keys, view).instrument(span).await == Some(Ended::Fenced) {
+                return Ended::Fenced;
+            }
+            // Plans without writes never wait; let the others have their turn.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn round(&self, keys: Vec<P::Key>, view: View) -> Option<Ended> {
+        let now = self.env.now();
+        let mut writes = Vec::new();
+        let mut owners = Vec::new();
+        for (index, key) in keys.iter().enumerate() {
+            let failures = self.queue.failures(key);
+            let plan = self.planner.plan(key, &view, &Context { now, failures });
+            self.take_note(key, &plan, now);
+            owners.extend(std::iter::repeat_n(index, plan.writes.len()));
+            writes.extend(plan.writes);
+        }
+        drop(view);
+        let outcomes = self.executor.apply(writes).await;
+        let mut fates: Vec<Fate> = keys.iter().map(|_| Fate::default()).collect();
+        let mut highest = 0;
+        for (owner, outcome) in owners.into_iter().zip(outcomes) {
+            let fate = &mut fates[owner];
+            match outcome {
+                Outcome::Done(revision) => highest = highest.max(revision.unwrap_or_default()),
+                Outcome::Skipped(error) => tracing::debug!(%error, "skipped"),
+                Outcome::Fenced => return Some(Ended::Fenced),
+                Outcome::Later(error) => {
+                    tracing::debug!(%error, "later");
+                    fate.later = true;
+                    if let muster_client::Error::Retryable { after, .. } = error {
+                        fate.after = fate.after.max(after);
+                    }
+                }
+                Outcome::Refused(error) => {
+                    tracing::warn!(%error, planner = P::NAME, "refused");
+                    fate.refused = true;
+                }
+            }
+        }
+        for (key, fate) in keys.into_iter().zip(fates) {
+            if fate.refused || fate.later {
+                self.queue.failed(key, fate.after);
+            } else {
+                self.queue.succeeded(&key);
+            }
+        }
+        self.barrier(highest).await;
+        None
+    }
+
+    fn take_note(&self, key: &P::Key, plan: &Plan, now: Timestamp) {
+        for line in &plan.report {
+            tracing::debug!(?key, "{line}");
+        }
+        if !plan.writes.is_empty() {
+            tracing::debug!(?key, writes = plan.writes.len(), "planned");
+        }
+        if let Some(wake) = plan.wake {
+            // A clock that says "now" again would be asked again at once; a millisecond is the grain of the timers.
+            let wait = Duration::try_from(wake.duration_since(now)).unwrap_or_default();
+            self.queue
+                .wake_at(key.clone(), Instant::now() + wait.max(Duration::from_millis(1)));
+        }
+    }
+
+    async fn barrier(&self, revision: u64) {
+        if revision == 0 {
+            return;
+        }
+        if tokio::time::timeout(BARRIER_MAX, self.feed.reached(revision))
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                revision,
+                planner = P::NAME,
+                "the view does not reach what was written; watching anew"
+            );
+            self.feed.resync();
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What planners say: plans, made of writes. All of it is plain data.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use muster_api::ObjectMeta;
+use muster_api::wire::{AcceptRequest, AgentOffers, DeclineRequest, PlanReport};
+use serde_json::{Value, json};
+
+use super::object::{Change, Id, Kind};
+use super::view::View;
+
+/// A pure function from a view to writes, for one key at a time.
+pub trait Planner: Send + Sync + 'static {
+    /// What it is called in logs.
+    const NAME: &'static str;
+
+    /// What it looks at one at a time; `()` for the whole cluster.
+    type Key: Ord + Clone + std::fmt::Debug + Send + Sync + 'static;
+
+    /// How long a woken key waits for more changes, so that a burst is planned once.
+    const COALESCE: Duration = Duration::ZERO;
+
+    /// Which keys a change wakes. Called for every change, so it must be quick.
+    fn keys(&self, change: &Change, view: &View) -> Vec<Self::Key>;
+
+    /// What to do about a key. Total: a malformed object becomes a line of the report, never an error.
+    fn plan(&self, key: &Self::Key, view: &View, context: &Context) -> Plan;
+}
+
+/// What a planner knows besides the view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The wall clock.
+    pub now: Timestamp,
+    /// How often the last plans for this key were refused in a row.
+    pub failures: u32,
+}
+
+impl Context {
+    /// The first plan for a key, at that time.
+    pub fn at(now: Timestamp) -> Context {
+        Context { now, failures: 0 }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Independent writes: what must happen together is one write.
+    pub writes: Vec<Write>,
+    /// When to look at the key again, whatever happens.
+    pub wake: Option<Timestamp>,
+    /// What is strange about the view, for the log.
+    pub report: Vec<String>,
+}
+
+impl Plan {
+    /// Wakes the key at that time or earlier.
+    pub fn wake_by(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    /// Adds a write.
+    pub fn write(&mut self, write: impl Into<Write>) {
+        self.writes.push(write.into());
+    }
+}
+
+/// One transaction, and what is told when it happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// The transaction.
+    pub action: Action,
+    /// Events to record when it succeeded.
+    pub then: Vec<Note>,
+}
+
+impl Write {
+    /// The same, telling of it.
+    pub fn telling(mut self, note: Note) -> Write {
+        self.then.push(note);
+        self
+    }
+}
+
+impl From<Action> for Write {
+    fn from(action: Action) -> Write {
+        Write {
+            action,
+            then: Vec::new(),
+        }
+    }
+}
+
+/// One transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Creates an object.
+    Create {
+        /// The kind.
+        kind: Kind,
+        /// Its namespace, or empty.
+        namespace: String,
+        /// The object.
+        object: Value,
+    },
+    /// Merges into an object.
+    Patch {
+        /// The kind.
+        kind: Kind,
+        /// Which.
+        id: Id,
+        /// Whether the status is meant.
+        status: bool,
+        /// What to merge.
+        body: Value,
+    },
+    /// Deletes an object, if it is still that one.
+    Delete {
+        /// The kind.
+        kind: Kind,
+        /// Which.
+        id: Id,
+        /// Its uid.
+        uid: String,
+    },
+    /// Changes the offers of an agent.
+    AgentOffers {
+        /// The agent.
+        agent: String,
+        /// How.
+        request: AgentOffers,
+    },
+    /// Accepts an offer.
+    Accept {
+        /// Which.
+        offer: Id,
+        /// With what.
+        request: AcceptRequest,
+    },
+    /// Declines an offer.
+    Decline {
+        /// Which.
+        offer: Id,
+        /// For how long.
+        request: DeclineRequest,
+    },
+    /// Publishes the reasons. Not waited for: only the latest counts.
+    PutPlan(Box<PlanReport>),
+    /// Records an event.
+    Event(Note),
+}
+
+impl Action {
+    /// Merges into the status of an object, if it is still what was seen.
+    pub fn status(kind: Kind, meta: &ObjectMeta, status: Value) -> Action {
+        Action::Patch {
+            kind,
+            id: Id::of(meta),
+            status: true,
+            body: json!({ "metadata": precondition(meta), "status": status }),
+        }
+    }
+
+    /// Merges into an object, if it is still what was seen.
+    pub fn patch(kind: Kind, meta: &ObjectMeta, mut body: Value) -> Action {
+        if let (Value::Object(into), Value::Object(more)) = (&mut body["metadata"], precondition(meta)) {
+            into.extend(more);
+        }
+        Action::Patch {
+            kind,
+            id: Id::of(meta),
+            status: false,
+            body,
+        }
+    }
+
+    /// Deletes an object, if it is still that one.
+    pub fn delete(kind: Kind, meta: &ObjectMeta) -> Action {
+        Action::Delete {
+            kind,
+            id: Id::of(meta),
+            uid: meta.uid.clone().unwrap_or_default(),
+        }
+    }
+}
+
+fn precondition(meta: &ObjectMeta) -> Value {
+    json!({ "resourceVersion": meta.resource_version })
+}
+
+/// How an event is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Normal,
+    /// Somebody may want to act.
+    Warning,
+}
+
+/// Something worth telling about an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The kind of the object.
+    pub kind: Kind,
+    /// Which object.
+    pub id: Id,
+    /// Its uid.
+    pub uid: String,
+    /// How it is meant.
+    pub severity: Severity,
+    /// In one word.
+    pub reason: &'static str,
+    /// In a sentence.
+    pub message: String,
+}
+
+impl Note {
+    /// About an object.
+    pub fn about(kind: Kind, meta: &ObjectMeta, severity: Severity, reason: &'static str, message: String) -> Note {
+        Note {
+            kind,
+            id: Id::of(meta),
+            uid: meta.uid.clone().unwrap_or_default(),
+            severity,
+            reason,
+            message,
+        }
+    }
+}
