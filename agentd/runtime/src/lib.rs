@@ -10,6 +10,7 @@
 pub mod conformance;
 pub mod fake;
 pub mod limits;
+pub mod process;
 pub mod spec;
 mod types;
 
@@ -17,6 +18,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 pub use fake::FakeRuntime;
+pub use process::ProcessRuntime;
 pub use types::{
     Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, Isolation, Limits, LogChunk, LogLine, LogPosition,
     LogQuery, Mount, Rootfs, State, Stop, Stream, User,

@@ -287,3 +287,6 @@ impl Runtime for FakeRuntime {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;

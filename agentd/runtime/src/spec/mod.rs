@@ -35,10 +35,12 @@ pub struct Site<'a> {
     pub cgroup: &'a str,
     /// The directories of the machine's root that [`Rootfs::Host`] shows, without those that a container has of its own ([`OWN`]).
     pub shown: &'a [PathBuf],
-    /// Directories of the machine that [`Rootfs::Host`] must not show.
+    /// Files and directories of the machine that [`Rootfs::Host`] must not show; absent ones do no harm.
     pub hidden: &'a [PathBuf],
     /// The numbers of [`ContainerSpec::devices`], in their order.
     pub devices: &'a [DeviceNumbers],
+    /// How many open files may be allowed here: the hard limit of whoever makes the container.
+    pub open_files: u64,
     /// Whether swap is counted by cgroups here.
     pub swap_accounting: bool,
 }
@@ -61,8 +63,14 @@ pub struct DeviceNumbers {
 pub const OWN: [&str; 6] = ["/proc", "/sys", "/dev", "/run", "/tmp", SANDBOX];
 
 /// Files of the machine that hold credentials and that root without capabilities could read.
-const MASKED_CREDENTIALS: [&str; 6] =
-    ["/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/ssh", "/root/.ssh"];
+const MASKED_CREDENTIALS: [&str; 6] = [
+    "/etc/shadow",
+    "/etc/shadow-",
+    "/etc/gshadow",
+    "/etc/gshadow-",
+    "/etc/ssh",
+    "/root/.ssh",
+];
 
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -93,6 +101,9 @@ const USUAL_DEVICES: [(u64, Option<u64>); 8] = [
     (136, None),
 ];
 
+/// Processes in a container that are not the task's: its init.
+const OWN_PIDS: u64 = 1;
+
 /// The period of the CPU quota: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
@@ -112,14 +123,17 @@ const OOM_SCORE_ADJ: i32 = 200;
 pub fn generate(spec: &ContainerSpec, site: &Site<'_>) -> Result<oci_spec::runtime::Spec, Error> {
     spec.check()?;
     if let Some(device) = spec.devices.iter().find(|device| !device.path.starts_with("/dev")) {
-        return Err(Error::Invalid(format!("device {} is not below /dev", device.path.display())));
+        return Err(Error::Invalid(format!(
+            "device {} is not below /dev",
+            device.path.display()
+        )));
     }
     let host = spec.rootfs == Rootfs::Host;
     let document = json!({
         "ociVersion": "1.0.2",
         "root": { "path": site.rootfs, "readonly": host },
         "hostname": hostname(site.id),
-        "process": process(spec),
+        "process": process(spec, site),
         "mounts": mounts(spec, site),
         "linux": {
             "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "uts" }, { "type": "ipc" }],
@@ -128,7 +142,7 @@ pub fn generate(spec: &ContainerSpec, site: &Site<'_>) -> Result<oci_spec::runti
             "devices": devices(spec, site),
             "rootfsPropagation": "private",
             "seccomp": seccomp::profile(),
-            "maskedPaths": masked(host),
+            "maskedPaths": masked(host, site),
             "readonlyPaths": READ_ONLY,
         },
     });
@@ -137,11 +151,16 @@ pub fn generate(spec: &ContainerSpec, site: &Site<'_>) -> Result<oci_spec::runti
 
 /// The name a container has for itself: of its id what a host name may hold.
 fn hostname(id: &ContainerId) -> String {
-    let name: String = id.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let name: String = id
+        .as_str()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(63)
+        .collect();
     name.trim_end_matches('-').to_owned()
 }
 
-fn process(spec: &ContainerSpec) -> Value {
+fn process(spec: &ContainerSpec, site: &Site<'_>) -> Value {
     let user = spec.user.map_or((0, 0), |user| (user.uid, user.gid));
     json!({
         "terminal": false,
@@ -152,7 +171,7 @@ fn process(spec: &ContainerSpec) -> Value {
         "capabilities": { "bounding": [], "effective": [], "inheritable": [], "permitted": [], "ambient": [] },
         "rlimits": [
             { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
-            { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0, "hard": OPEN_FILES.1 },
+            { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(site.open_files), "hard": OPEN_FILES.1.min(site.open_files) },
         ],
         "noNewPrivileges": true,
         "oomScoreAdj": OOM_SCORE_ADJ,
@@ -183,24 +202,48 @@ fn mounts(spec: &ContainerSpec, site: &Site<'_>) -> Vec<Value> {
     let mut mounts = Vec::new();
     if spec.rootfs == Rootfs::Host {
         mounts.extend(site.shown.iter().map(|path| bind(path, path, true)));
-        // On top of what is shown. Below a directory that the container has of its own there is nothing to hide.
-        let hidden = site.hidden.iter().filter(|path| !OWN.iter().any(|own| path.starts_with(own)));
-        mounts.extend(hidden.map(|path| mount(path, "tmpfs", "tmpfs", &["ro", "nosuid", "nodev", "noexec", "mode=000", "size=4k"])));
-        mounts.push(mount("/run", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755", "size=64m"]));
+        mounts.push(mount(
+            "/run",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "nodev", "mode=755", "size=64m"],
+        ));
         mounts.push(bind(site.tmp, Path::new("/tmp"), false));
     }
     // Shared memory is what GPU programs pass their tensors through. It counts as the container's memory, whose limit bounds it.
-    let shm_size = spec.limits.memory_bytes.map_or_else(|| "size=50%".to_owned(), |bytes| format!("size={bytes}"));
+    let shm_size = spec
+        .limits
+        .memory_bytes
+        .map_or_else(|| "size=50%".to_owned(), |bytes| format!("size={bytes}"));
     mounts.extend([
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"]),
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        ),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &shm_size],
+        ),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         bind(site.sandbox, Path::new(SANDBOX), false),
     ]);
-    mounts.extend(spec.mounts.iter().map(|asked| bind(&asked.source, &asked.target, asked.read_only)));
+    mounts.extend(
+        spec.mounts
+            .iter()
+            .map(|asked| bind(&asked.source, &asked.target, asked.read_only)),
+    );
     mounts
 }
 
@@ -218,7 +261,10 @@ fn resources(spec: &ContainerSpec, site: &Site<'_>) -> Value {
         json!({ "allow": true, "type": kind(device), "major": device.major, "minor": device.minor, "access": "rw" })
     });
     let closed = json!({ "allow": false, "access": "rwm" });
-    resources.insert("devices".to_owned(), std::iter::once(closed).chain(usual).chain(asked).collect());
+    resources.insert(
+        "devices".to_owned(),
+        std::iter::once(closed).chain(usual).chain(asked).collect(),
+    );
 
     // A CPU is 1,024 shares; the kernel takes no less than two.
     let mut cpu = json!({ "shares": (limits.cpu_request_milli * 1024 / 1000).max(2) });
@@ -236,7 +282,7 @@ fn resources(spec: &ContainerSpec, site: &Site<'_>) -> Value {
         resources.insert("memory".to_owned(), memory);
     }
     if let Some(pids) = limits.pids {
-        resources.insert("pids".to_owned(), json!({ "limit": pids }));
+        resources.insert("pids".to_owned(), json!({ "limit": pids + OWN_PIDS }));
     }
     Value::Object(resources)
 }
@@ -261,9 +307,20 @@ fn devices(spec: &ContainerSpec, site: &Site<'_>) -> Vec<Value> {
     nodes.map(node).collect()
 }
 
-fn masked(host: bool) -> Vec<&'static str> {
-    let credentials: &[&str] = if host { &MASKED_CREDENTIALS } else { &[] };
-    MASKED.iter().chain(credentials).copied().collect()
+fn masked(host: bool, site: &Site<'_>) -> Vec<PathBuf> {
+    let kernel = MASKED.iter().map(PathBuf::from);
+    if !host {
+        return kernel.collect();
+    }
+    // Below a directory that the container has of its own there is nothing to hide.
+    let hidden = site
+        .hidden
+        .iter()
+        .filter(|path| !OWN.iter().any(|own| path.starts_with(own)));
+    kernel
+        .chain(MASKED_CREDENTIALS.iter().map(PathBuf::from))
+        .chain(hidden.cloned())
+        .collect()
 }
 
 #[cfg(test)]

@@ -29,10 +29,15 @@ fn generated(spec: &ContainerSpec, devices: &[DeviceNumbers], swap_accounting: b
         shown: &["/etc".into(), "/usr".into(), "/var".into()],
         hidden: &["/var/lib/muster".into(), "/run/secrets".into()],
         devices,
+        open_files: 524_288,
         swap_accounting,
     };
     let mut value = serde_json::to_value(generate(spec, &site).expect("a valid spec")).expect("a spec is JSON");
-    assert_eq!(value["linux"]["seccomp"], seccomp::profile(), "the profile is always there");
+    assert_eq!(
+        value["linux"]["seccomp"],
+        seccomp::profile(),
+        "the profile is always there"
+    );
     value["linux"]["seccomp"] = json!("the profile");
     value
 }
@@ -45,14 +50,27 @@ fn command_on_the_host_root() {
 #[test]
 fn image_with_limits_devices_and_mounts() {
     let spec = ContainerSpec {
-        env: BTreeMap::from([("HOME".to_owned(), "/home/me".to_owned()), ("CUDA_VISIBLE_DEVICES".to_owned(), "0".to_owned())]),
+        env: BTreeMap::from([
+            ("HOME".to_owned(), "/home/me".to_owned()),
+            ("CUDA_VISIBLE_DEVICES".to_owned(), "0".to_owned()),
+        ]),
         working_dir: Some("/srv/app".into()),
         user: Some(User { uid: 1000, gid: 1001 }),
         mounts: vec![
-            Mount { source: "/data/set".into(), target: "/data".into(), read_only: true },
-            Mount { source: "/scratch".into(), target: "/scratch".into(), read_only: false },
+            Mount {
+                source: "/data/set".into(),
+                target: "/data".into(),
+                read_only: true,
+            },
+            Mount {
+                source: "/scratch".into(),
+                target: "/scratch".into(),
+                read_only: false,
+            },
         ],
-        devices: vec![DeviceNode { path: "/dev/nvidia0".into() }],
+        devices: vec![DeviceNode {
+            path: "/dev/nvidia0".into(),
+        }],
         limits: Limits {
             cpu_request_milli: 500,
             cpu_limit_milli: Some(1500),
@@ -62,7 +80,12 @@ fn image_with_limits_devices_and_mounts() {
         },
         ..minimal(Rootfs::Directory("/images/app".into()))
     };
-    let numbers = DeviceNumbers { block: false, major: 195, minor: 0, mode: 0o666 };
+    let numbers = DeviceNumbers {
+        block: false,
+        major: 195,
+        minor: 0,
+        mode: 0o666,
+    };
     insta::assert_json_snapshot!(generated(&spec, &[numbers], true));
 }
 
@@ -88,16 +111,29 @@ fn no_spec_gives_a_capability_or_an_open_device_cgroup() {
         }
         assert_eq!(value["process"]["noNewPrivileges"], json!(true));
         let first = &value["linux"]["resources"]["devices"][0];
-        assert_eq!((&first["allow"], &first["access"], first.get("type")), (&json!(false), &json!("rwm"), None));
+        assert_eq!(
+            (&first["allow"], &first["access"], first.get("type")),
+            (&json!(false), &json!("rwm"), None)
+        );
     }
 }
 
 #[test]
 fn device_outside_dev_is_invalid() {
     let mut spec = minimal(Rootfs::Host);
-    spec.devices.push(DeviceNode { path: "/etc/passwd".into() });
+    spec.devices.push(DeviceNode {
+        path: "/etc/passwd".into(),
+    });
     let id = ContainerId::new("a").expect("an id");
-    let (path, numbers) = (Path::new("/x"), [DeviceNumbers { block: false, major: 1, minor: 3, mode: 0o666 }]);
+    let (path, numbers) = (
+        Path::new("/x"),
+        [DeviceNumbers {
+            block: false,
+            major: 1,
+            minor: 3,
+            mode: 0o666,
+        }],
+    );
     let site = Site {
         id: &id,
         rootfs: path,
@@ -107,6 +143,7 @@ fn device_outside_dev_is_invalid() {
         shown: &[],
         hidden: &[],
         devices: &numbers,
+        open_files: 1024,
         swap_accounting: true,
     };
     assert!(matches!(generate(&spec, &site), Err(Error::Invalid(_))));

@@ -1,0 +1,222 @@
+//! The directory of a container: everything known about it, on disk, so that neither the agent nor the shim has to stay alive for it.
+//!
+//! | file | written by | holds |
+//! |---|---|---|
+//! | `spec` | agent, first | the [`ContainerSpec`], labels included |
+//! | `plan` | agent | what the shim has to do ([`Plan`]) |
+//! | `bundle/config.json` | agent | the OCI spec, when isolated |
+//! | `lock` | shim | locked while the shim lives |
+//! | `control` | shim | its socket |
+//! | `status` | shim | the first process, and since when the command runs ([`Status`]) |
+//! | `log`, `log.1` | shim | see [`super::logs`] |
+//! | `exit` | shim, or the agent when the shim was lost | the [`Exit`]; there when everything has ended |
+//! | `sandbox/`, `tmp/`, `rootfs/`, `upper/`, `work/` | the container | its files |
+//!
+//! Files appear whole: they are written under another name and renamed. The lock is a POSIX record lock: the kernel drops it with the
+//! process whatever way that ends, children do not inherit it, and it does not survive a restart of the machine; so "locked" means
+//! "its shim lives", without pid files that could name somebody else.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{ContainerSpec, Exit};
+
+/// What a shim has to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Plan {
+    /// How the command is held.
+    pub(super) isolation: Held,
+    /// See [`crate::Limits::log_bytes`].
+    pub(super) log_bytes: u64,
+}
+
+/// How a command is held.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Held {
+    /// In namespaces and a cgroup, from the bundle.
+    Isolated {
+        /// Absolute in every hierarchy.
+        cgroup: String,
+        /// Where the command starts, inside.
+        cwd: PathBuf,
+        /// Symbolic links to make in the root directory: name and target.
+        links: Vec<(PathBuf, PathBuf)>,
+        /// The read-only directory to put below the root, if any.
+        image: Option<PathBuf>,
+    },
+    /// As a plain process.
+    Plain {
+        /// The command.
+        argv: Vec<String>,
+        /// `NAME=value`.
+        env: Vec<String>,
+        /// Where it starts.
+        cwd: PathBuf,
+        /// User and group, when not the agent's.
+        user: Option<(u32, u32)>,
+    },
+}
+
+/// How far a living shim is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Status {
+    /// The first process, or the shim itself while there is none.
+    pub(super) pid: u32,
+    /// Since when the command runs; written before it is run, so that it is never run twice.
+    pub(super) started_ms: Option<i64>,
+}
+
+/// The directory of one container.
+#[derive(Clone, Debug)]
+pub(super) struct Directory(PathBuf);
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub(super) struct Locked(#[expect(dead_code, reason = "closing the file is what unlocks")] File);
+
+impl Directory {
+    pub(super) fn at(path: PathBuf) -> Directory {
+        Directory(path)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Makes it. Other users cannot list it; they can pass, because a plain command of another user has its sandbox below. Files in it are
+    /// closed to them.
+    pub(super) fn make(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(&self.0)
+    }
+
+    /// Makes a directory in it, open to these permissions whatever the umask.
+    pub(super) fn make_inner(&self, name: &str, mode: u32) -> io::Result<PathBuf> {
+        let path = self.join(name);
+        fs::create_dir_all(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        Ok(path)
+    }
+
+    pub(super) fn spec(&self) -> io::Result<Option<ContainerSpec>> {
+        self.read("spec")
+    }
+
+    pub(super) fn plan(&self) -> io::Result<Option<Plan>> {
+        self.read("plan")
+    }
+
+    pub(super) fn status(&self) -> io::Result<Option<Status>> {
+        self.read("status")
+    }
+
+    pub(super) fn exit(&self) -> io::Result<Option<Exit>> {
+        self.read("exit")
+    }
+
+    /// Writes a file whole. An exit is the one thing that a crash of the machine may not take back once it was seen, so it is synced; the
+    /// others are only needed while the machine runs.
+    pub(super) fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
+        let (new, path) = (self.join(&format!("{name}.new")), self.join(name));
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
+        if name == "exit" {
+            file.sync_all()?;
+        }
+        fs::rename(new, path)?;
+        if name == "exit" {
+            File::open(&self.0)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        match fs::read(self.join(name)) {
+            Ok(bytes) => {
+                let value = serde_json::from_slice(&bytes);
+                value
+                    .map(Some)
+                    .map_err(|error| io::Error::other(format!("{}: {error}", self.join(name).display())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Locks it for a shim, unless one lives.
+    pub(super) fn lock(&self) -> io::Result<Option<Locked>> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.join("lock"))?;
+        match fcntl(file.as_fd(), FcntlArg::F_SETLK(&whole_file())) {
+            Ok(_) => Ok(Some(Locked(file))),
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The shim that holds the lock.
+    pub(super) fn shim(&self) -> io::Result<Option<u32>> {
+        let file = match OpenOptions::new().write(true).open(self.join("lock")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut lock = whole_file();
+        fcntl(file.as_fd(), FcntlArg::F_GETLK(&mut lock))?;
+        Ok((i32::from(lock.l_type) != libc::F_UNLCK).then(|| u32::try_from(lock.l_pid).unwrap_or(0)))
+    }
+}
+
+fn whole_file() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_do_not_exist_are_nothing_and_broken_ones_are_errors() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let directory = Directory::at(temp.path().to_owned());
+        assert_eq!(directory.exit().expect("read"), None);
+        let exit = Exit::never_ran(5, "why");
+        directory.write("exit", &exit).expect("written");
+        assert_eq!(directory.exit().expect("read"), Some(exit));
+        fs::write(directory.join("exit"), "{").expect("written");
+        assert!(directory.exit().is_err());
+    }
+
+    #[test]
+    fn directory_without_a_lock_has_no_shim() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let directory = Directory::at(temp.path().to_owned());
+        assert_eq!(directory.shim().expect("asked"), None);
+        fs::write(directory.join("lock"), "").expect("written");
+        assert_eq!(directory.shim().expect("asked"), None);
+    }
+}

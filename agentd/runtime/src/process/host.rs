@@ -1,0 +1,101 @@
+//! What has to be known about the machine before a container can be described: read here, so that the description itself is pure.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+use crate::spec::{DeviceNumbers, OWN};
+use crate::{DeviceNode, Error};
+
+/// State of others that no task has any business with: other runtimes' containers, and the store's data.
+const OTHERS: [&str; 5] = [
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+    "/var/lib/kubelet",
+    "/var/lib/etcd",
+];
+
+/// The top of the machine's root: its directories that are shown, and its symbolic links (name and target).
+pub(super) type Top = (Vec<PathBuf>, Vec<(PathBuf, PathBuf)>);
+
+/// Reads the top of the machine's root.
+pub(super) fn top() -> io::Result<Top> {
+    let (mut directories, mut links) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir("/")? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_symlink() {
+            links.push((PathBuf::from(entry.file_name()), fs::read_link(&path)?));
+        } else if kind.is_dir() && entry.file_name() != "lost+found" && !OWN.iter().any(|own| path == Path::new(own)) {
+            directories.push(path);
+        }
+    }
+    directories.sort();
+    links.sort();
+    Ok((directories, links))
+}
+
+/// Everything to be hidden: what was asked for, the state of this runtime, and that of others. Real paths, as a mask covers those.
+pub(super) fn hidden(asked: &[PathBuf], state: &Path) -> Vec<PathBuf> {
+    let all = asked
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([state])
+        .chain(OTHERS.iter().map(Path::new));
+    // What does not exist (yet) is hidden under the name it was given.
+    let mut real: Vec<PathBuf> = all
+        .map(|path| path.canonicalize().unwrap_or_else(|_| path.to_owned()))
+        .collect();
+    real.sort();
+    real.dedup();
+    real
+}
+
+/// The numbers behind device nodes.
+pub(super) fn device_numbers(nodes: &[DeviceNode]) -> Result<Vec<DeviceNumbers>, Error> {
+    let numbers = |node: &DeviceNode| {
+        let invalid = |why: String| Error::Invalid(format!("device {}: {why}", node.path.display()));
+        let meta = fs::metadata(&node.path).map_err(|error| invalid(error.to_string()))?;
+        let kind = meta.file_type();
+        if !kind.is_char_device() && !kind.is_block_device() {
+            return Err(invalid("not a device node".to_owned()));
+        }
+        Ok(DeviceNumbers {
+            block: kind.is_block_device(),
+            major: u64::from(libc::major(meta.rdev())),
+            minor: u64::from(libc::minor(meta.rdev())),
+            mode: meta.mode() & 0o777,
+        })
+    };
+    nodes.iter().map(numbers).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_read_from_the_node() {
+        let nodes = [DeviceNode {
+            path: "/dev/null".into(),
+        }];
+        let numbers = device_numbers(&nodes).expect("a device");
+        assert_eq!((numbers[0].block, numbers[0].major, numbers[0].minor), (false, 1, 3));
+        let nodes = [DeviceNode {
+            path: "/etc/passwd".into(),
+        }];
+        assert!(matches!(device_numbers(&nodes), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn own_directories_of_a_container_are_not_shown() {
+        let (directories, links) = top().expect("read");
+        assert!(directories.contains(&"/etc".into()));
+        assert!(OWN.iter().all(|own| !directories.contains(&own.into())));
+        assert!(links.iter().all(|(name, _)| name.is_relative()));
+    }
+}

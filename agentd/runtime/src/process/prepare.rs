@@ -1,0 +1,198 @@
+//! Everything that is on disk before a shim is run: the directory of a container, its plan, its bundle.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::geteuid;
+use oci_spec::runtime::Spec;
+
+use super::cgroup::{Cgroup, Hierarchies};
+use super::directory::{Directory, Held, Plan};
+use super::{Config, Isolate, host, system};
+use crate::spec::{SANDBOX, Site, environment, generate};
+use crate::{ContainerId, ContainerSpec, Error, Isolation, Rootfs};
+
+/// Finds out what can be isolated here: where cgroups are, when commands can be isolated at all; and what is missing.
+pub(super) fn isolation(config: &Config) -> (Option<Hierarchies>, Isolation) {
+    let possible = match config.isolate {
+        Isolate::Plain => Err("not wanted by the configuration".to_owned()),
+        Isolate::Auto if !geteuid().is_root() => Err("the agent does not run as root".to_owned()),
+        Isolate::Auto => hierarchies(config).map_err(|error| format!("cgroups cannot be made here: {error}")),
+    };
+    let mut missing = BTreeMap::from([("network", "containers share the machine's network".to_owned())]);
+    let hierarchies = match possible {
+        Ok(hierarchies) => {
+            missing.insert(
+                "users",
+                "root in a container is the machine's root, without capabilities".to_owned(),
+            );
+            if let Hierarchies::V2(_) = hierarchies {
+                let why = "cgroup v2 has no device rules here; only the nodes asked for are made, and none can be made inside";
+                missing.insert("devices", why.to_owned());
+            }
+            Some(hierarchies)
+        }
+        Err(why) => {
+            let parts = ["capabilities", "cgroups", "devices", "files", "namespaces", "seccomp"];
+            missing.extend(parts.map(|part| (part, why.clone())));
+            None
+        }
+    };
+    let missing = missing.into_iter().map(|(part, why)| (part.to_owned(), why)).collect();
+    (hierarchies, Isolation { missing })
+}
+
+fn hierarchies(config: &Config) -> io::Result<Hierarchies> {
+    let hierarchies = Hierarchies::detect()?;
+    hierarchies.probe(&config.cgroup_parent)?;
+    Ok(hierarchies)
+}
+
+/// Makes the directory of a container. What the spec asks for and the machine does not have is [`Error::Invalid`].
+pub(super) fn prepare(
+    config: &Config,
+    hierarchies: Option<&Hierarchies>,
+    directory: &Directory,
+    id: &ContainerId,
+    spec: &ContainerSpec,
+) -> Result<(), Error> {
+    let failed = |error: io::Error| system("preparing the container", &error);
+    check_paths(spec)?;
+    directory.make().map_err(failed)?;
+    let sandbox = directory.make_inner("sandbox", 0o700).map_err(failed)?;
+    if let Some(user) = spec.user
+        && geteuid().is_root()
+    {
+        chown(&sandbox, Some(user.uid), Some(user.gid)).map_err(failed)?;
+    }
+    let isolation = match hierarchies {
+        Some(hierarchies) => isolated(config, hierarchies, directory, id, spec)?,
+        None => plain(&sandbox, spec)?,
+    };
+    directory
+        .write(
+            "plan",
+            &Plan {
+                isolation,
+                log_bytes: spec.limits.log_bytes,
+            },
+        )
+        .map_err(failed)?;
+    directory.write("spec", spec).map_err(failed)
+}
+
+fn check_paths(spec: &ContainerSpec) -> Result<(), Error> {
+    let image = match &spec.rootfs {
+        Rootfs::Host => None,
+        Rootfs::Directory(path) if path.is_dir() => None,
+        Rootfs::Directory(path) => Some(path),
+    };
+    let missing = spec
+        .mounts
+        .iter()
+        .map(|mount| &mount.source)
+        .find(|source| !source.exists())
+        .or(image);
+    missing.map_or(Ok(()), |path| {
+        Err(Error::Invalid(format!("{} does not exist", path.display())))
+    })
+}
+
+fn isolated(
+    config: &Config,
+    hierarchies: &Hierarchies,
+    directory: &Directory,
+    id: &ContainerId,
+    spec: &ContainerSpec,
+) -> Result<Held, Error> {
+    let failed = |error: io::Error| system("preparing the container", &error);
+    // Whoever the command runs as, it comes to its files through mounts.
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    let inner = |name, mode| directory.make_inner(name, mode).map_err(failed);
+    let (rootfs, tmp, bundle) = (inner("rootfs", 0o755)?, inner("tmp", 0o1777)?, inner("bundle", 0o700)?);
+    let ((shown, links), image) = match &spec.rootfs {
+        Rootfs::Host => (host::top().map_err(failed)?, None),
+        Rootfs::Directory(image) => {
+            inner("upper", 0o755)?;
+            inner("work", 0o700)?;
+            (host::Top::default(), Some(image.clone()))
+        }
+    };
+    let cgroup = format!("{}/{id}", config.cgroup_parent);
+    let site = Site {
+        id,
+        rootfs: &rootfs,
+        sandbox: &directory.join("sandbox"),
+        tmp: &tmp,
+        cgroup: &cgroup,
+        shown: &shown,
+        hidden: &host::hidden(&config.hidden, &config.state_dir),
+        devices: &host::device_numbers(&spec.devices)?,
+        open_files: getrlimit(Resource::RLIMIT_NOFILE)
+            .map_err(|error| failed(error.into()))?
+            .1,
+        swap_accounting: hierarchies.counts_swap(),
+    };
+    let oci = start_at_root(generate(spec, &site)?);
+    oci.save(bundle.join("config.json")).map_err(|error| Error::System {
+        context: "writing the bundle".to_owned(),
+        message: error.to_string(),
+    })?;
+    // An earlier container of this name, lost with its directory, may have left something.
+    let left = Cgroup::new(hierarchies.clone(), &cgroup);
+    left.kill().and_then(|()| left.remove()).map_err(failed)?;
+    let cwd = spec.working_dir.clone().unwrap_or_else(|| PathBuf::from(SANDBOX));
+    Ok(Held::Isolated {
+        cgroup,
+        cwd,
+        links,
+        image,
+    })
+}
+
+/// The first process goes to the working directory itself, when the command is run: one that does not exist is then an exit of the
+/// container, like a command that does not exist, and not a creation that fails again and again.
+fn start_at_root(mut oci: Spec) -> Spec {
+    if let Some(process) = oci.process_mut() {
+        process.set_cwd("/".into());
+    }
+    oci
+}
+
+fn plain(sandbox: &Path, spec: &ContainerSpec) -> Result<Held, Error> {
+    let impossible = |what: &str| {
+        Err(Error::Invalid(format!(
+            "{what} needs isolation, which is not possible here"
+        )))
+    };
+    if spec.rootfs != Rootfs::Host {
+        return impossible("an image");
+    }
+    if !spec.mounts.is_empty() {
+        return impossible("a mount");
+    }
+    host::device_numbers(&spec.devices)?;
+    let user = spec.user.map(|user| (user.uid, user.gid));
+    let own = (geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    if user.is_some_and(|user| user != own) && !geteuid().is_root() {
+        return impossible("another user");
+    }
+    Ok(Held::Plain {
+        argv: spec.argv.clone(),
+        env: environment(spec, &sandbox.to_string_lossy()),
+        cwd: spec.working_dir.clone().unwrap_or_else(|| sandbox.to_owned()),
+        user: user.filter(|user| *user != own),
+    })
+}
+
+/// Empties the trash of removals that were not finished.
+pub(super) fn empty_trash(state_dir: &Path) {
+    for entry in fs::read_dir(state_dir.join("trash")).into_iter().flatten().flatten() {
+        // Another agent may be at it; what stays is found next time.
+        let _ = fs::remove_dir_all(entry.path());
+    }
+}

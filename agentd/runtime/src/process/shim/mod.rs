@@ -1,0 +1,393 @@
+//! The shim: the process that stands between an agent and one container, so that agents may die.
+//!
+//! It is this executable again, with one thread and no async runtime (making a container forks, which threads make unsafe). It creates the
+//! container, waits to be told to run the command, copies its output to the log, kills it when a grace is over, and when everything in it
+//! has ended, writes down how. It promises: the exit is written after the last process is gone, and only then; the command is run at
+//! most once; a container whose output nobody reads never blocks.
+//!
+//! What must never happen here: a decision. Policy is the agent's. Nor a dependence on the agent: after it has said that the container
+//! was created, the shim never needs it again.
+//!
+//! Tested through [`super::ProcessRuntime`], with the shim and the agent killed at will.
+
+mod isolated;
+mod outputs;
+mod peers;
+mod plain;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+
+use super::control::{self, Created, Reply, Request};
+use super::directory::{Directory, Held, Locked, Plan, Status};
+use super::init::Verdict;
+use super::{clock, sys};
+use crate::Exit;
+use outputs::Outputs;
+use peers::Peers;
+
+/// How often it is tried again to end what does not end: a process that a driver holds in the kernel.
+const KILL_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long the beginning of a line may wait for its end before it is shown without.
+const LINE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// A shim must outlive its container: as protected as can be without being the last to go; or, where that is not allowed, as everybody.
+const OOM_SCORE_ADJ: [&str; 2] = ["-900", "0"];
+
+/// A command that is held in some way.
+trait Workload {
+    /// The first process; `None` while there is none.
+    fn pid(&self) -> Option<Pid>;
+    /// Runs the command. Called once.
+    fn start(&mut self) -> Result<(), String>;
+    /// Kills everything, once.
+    fn kill(&self);
+    /// Whether no process is left. Called after the first process has ended.
+    fn is_empty(&self) -> bool;
+    /// How the command ended, given how the first process did.
+    fn verdict(&mut self, status: ExitStatus) -> Verdict;
+    /// Whether something was killed because memory was full.
+    fn oom_killed(&self) -> bool;
+    /// Gives back what is left on the machine.
+    fn clean(&mut self);
+}
+
+/// What a workload prints through.
+struct Pipes {
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// The main function of a shim: its one argument is the directory of the container. For a hidden subcommand of the executable that an
+/// agent names in [`super::ShimCommand`]; to be called before any thread is made.
+pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let Some(directory) = args.into_iter().next().map(PathBuf::from) else {
+        eprintln!("the directory of a container is missing");
+        return ExitCode::from(2);
+    };
+    match run(Directory::at(directory)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(directory: Directory) -> io::Result<()> {
+    // Every signal stays pending: nothing but SIGKILL ends a shim, and a container's first process is born with them blocked.
+    sys::block_signals();
+    // Its own session: signals of a terminal that the agent was started from do not reach it. Fails only when it has one already.
+    let _ = nix::unistd::setsid();
+    let Some(lock) = directory.lock()? else { return Ok(()) };
+    if directory.exit()?.is_some() || directory.status()?.is_some() {
+        return Ok(());
+    }
+    let plan = directory.plan()?.ok_or_else(|| io::Error::other("there is no plan"))?;
+    nix::sys::prctl::set_child_subreaper(true)?;
+    nix::sys::prctl::set_name(c"muster-shim")?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let to_agent = take_stdout()?;
+    match Shim::create(directory, &plan, lock) {
+        Ok(shim) => {
+            say(&to_agent, &Created::Ok);
+            drop(to_agent);
+            shim.serve()
+        }
+        Err(message) => {
+            say(&to_agent, &Created::Failed(message));
+            Ok(())
+        }
+    }
+}
+
+/// Standard output is the pipe to the agent. What is made from here on must not inherit it, or the agent would wait for that as well.
+fn take_stdout() -> io::Result<OwnedFd> {
+    let pipe = io::stdout().as_fd().try_clone_to_owned()?;
+    nix::unistd::dup2_stdout(fs::File::options().write(true).open("/dev/null")?)?;
+    Ok(pipe)
+}
+
+fn say(agent: &OwnedFd, message: &Created) {
+    // An agent that has gone away will list.
+    let _ = nix::unistd::write(agent, &control::encode(message));
+}
+
+/// How far the container is.
+enum Phase {
+    Created,
+    Running {
+        started_ms: i64,
+    },
+    /// The first process has ended; others may not have.
+    Ended {
+        started_ms: Option<i64>,
+        verdict: Verdict,
+        at_ms: i64,
+    },
+}
+
+struct Shim {
+    directory: Directory,
+    workload: Box<dyn Workload>,
+    outputs: Outputs,
+    peers: Peers,
+    signals: SignalFd,
+    phase: Phase,
+    /// When everything is killed, by the boot-time clock.
+    kill_at: Option<Duration>,
+    /// Held as long as this process lives.
+    _lock: Locked,
+}
+
+impl Shim {
+    fn create(directory: Directory, plan: &Plan, lock: Locked) -> Result<Shim, String> {
+        let text = |what: &str| {
+            let what = what.to_owned();
+            move |error: io::Error| format!("{what}: {error}")
+        };
+        let (pipes, (stdout, stderr)) = pipes().map_err(text("pipes"))?;
+        let workload: Box<dyn Workload> = match &plan.isolation {
+            Held::Isolated { .. } => Box::new(isolated::Isolated::create(&directory, &plan.isolation, pipes)?),
+            Held::Plain { .. } => Box::new(plain::Plain::create(&plan.isolation, pipes)?),
+        };
+        protect_from_oom();
+        let outputs = Outputs::begin(directory.path(), plan.log_bytes, stdout, stderr).map_err(text("log"))?;
+        let signals = SignalFd::with_flags(
+            &SigSet::from(Signal::SIGCHLD),
+            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+        );
+        let peers = Peers::listen(directory.path()).map_err(text("control socket"))?;
+        let shim = Shim {
+            signals: signals.map_err(|error| format!("signals: {error}"))?,
+            directory,
+            workload,
+            outputs,
+            peers,
+            phase: Phase::Created,
+            kill_at: None,
+            _lock: lock,
+        };
+        shim.write_status(None).map_err(text("status"))?;
+        Ok(shim)
+    }
+
+    fn write_status(&self, started_ms: Option<i64>) -> io::Result<()> {
+        let pid = self.workload.pid().unwrap_or_else(nix::unistd::getpid);
+        self.directory.write(
+            "status",
+            &Status {
+                pid: pid.as_raw().unsigned_abs(),
+                started_ms,
+            },
+        )
+    }
+
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            self.wait()?;
+            self.outputs.copy(clock::wall_ms());
+            for (peer, request) in self.peers.requests() {
+                let reply = self.answer(request);
+                self.peers.reply(peer, request, &reply);
+            }
+            self.reap();
+            self.enforce();
+            if self.has_ended() {
+                return self.finish();
+            }
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self) -> io::Result<()> {
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.signals.as_fd()];
+        fds.extend(self.outputs.fds());
+        fds.extend(self.peers.fds());
+        let mut fds: Vec<PollFd<'_>> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let patience = self.outputs.is_pending().then_some(LINE_PATIENCE);
+        let grace = self
+            .kill_at
+            .map(|at| at.saturating_sub(clock::boottime()) + Duration::from_millis(1));
+        let again = matches!(self.phase, Phase::Ended { .. }).then_some(KILL_AGAIN);
+        let timeout = [patience, grace, again].into_iter().flatten().min();
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Err(error) if error != nix::Error::EINTR => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Start => self.start(),
+            Request::Stop { signal, grace_ms } => self.stop(signal, Duration::from_millis(grace_ms)),
+            Request::Watch => Reply::Ok,
+        }
+    }
+
+    fn start(&mut self) -> Reply {
+        let Phase::Created = self.phase else { return Reply::Ok };
+        let started_ms = clock::wall_ms();
+        // First the intent: were it written after, a crash in between would leave a command that ran and seems not to have.
+        if let Err(error) = self.write_status(Some(started_ms)) {
+            return Reply::Failed(format!("status: {error}"));
+        }
+        match self.workload.start() {
+            Ok(()) => {
+                self.phase = Phase::Running { started_ms };
+                // The first process of a plain command is known only now.
+                let _ = self.write_status(Some(started_ms));
+            }
+            Err(reason) => {
+                self.workload.kill();
+                self.phase = Phase::Ended {
+                    started_ms: None,
+                    verdict: Verdict::CannotRun(reason),
+                    at_ms: clock::wall_ms(),
+                };
+            }
+        }
+        self.peers.announce();
+        Reply::Ok
+    }
+
+    fn stop(&mut self, signal: i32, grace: Duration) -> Reply {
+        match self.phase {
+            Phase::Created => {
+                self.workload.kill();
+                let verdict = Verdict::CannotRun("stopped before it was started".to_owned());
+                self.phase = Phase::Ended {
+                    started_ms: None,
+                    verdict,
+                    at_ms: clock::wall_ms(),
+                };
+            }
+            Phase::Running { .. } => {
+                let kill_at = clock::boottime() + grace;
+                self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
+                if let Some(pid) = self.workload.pid()
+                    && let Err(error) = sys::kill(pid, signal)
+                {
+                    return Reply::Failed(format!("signal {signal}: {error}"));
+                }
+            }
+            Phase::Ended { .. } => {}
+        }
+        Reply::Ok
+    }
+
+    fn reap(&mut self) {
+        while let Ok(Some(_)) = self.signals.read_signal() {}
+        while let Ok(Some((pid, status))) = sys::reap() {
+            // In phase Ended it was stopped before it ran: what it did then means nothing.
+            if self.workload.pid() == Some(pid)
+                && let Phase::Running { started_ms } = self.phase
+            {
+                let verdict = self.workload.verdict(status);
+                let started_ms = matches!(verdict, Verdict::Ended(_)).then_some(started_ms);
+                self.phase = Phase::Ended {
+                    started_ms,
+                    verdict,
+                    at_ms: clock::wall_ms(),
+                };
+            } else if self.workload.pid() == Some(pid)
+                && let Phase::Created = self.phase
+            {
+                let verdict = Verdict::CannotRun(format!("ended before it was started: {status}"));
+                self.phase = Phase::Ended {
+                    started_ms: None,
+                    verdict,
+                    at_ms: clock::wall_ms(),
+                };
+            }
+        }
+    }
+
+    /// Kills what has to be gone by now.
+    fn enforce(&mut self) {
+        let over = self.kill_at.is_some_and(|at| at <= clock::boottime());
+        if over {
+            self.kill_at = None;
+        }
+        if over || matches!(self.phase, Phase::Ended { .. }) {
+            self.workload.kill();
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended { .. }) && self.workload.is_empty()
+    }
+
+    /// Everything is gone: writes down how, and cleans up.
+    fn finish(mut self) -> io::Result<()> {
+        let Phase::Ended {
+            started_ms,
+            verdict,
+            at_ms,
+        } = &self.phase
+        else {
+            return Ok(());
+        };
+        self.outputs.finish(clock::wall_ms());
+        let (code, signal, error) = match verdict {
+            Verdict::Ended(status) => {
+                use std::os::unix::process::ExitStatusExt as _;
+                (status.code(), status.signal(), None)
+            }
+            Verdict::CannotRun(reason) => (None, None, Some(reason.clone())),
+        };
+        let oom_killed = self.workload.oom_killed();
+        let exit = Exit {
+            code,
+            signal,
+            oom_killed,
+            started_ms: *started_ms,
+            finished_ms: *at_ms,
+            error,
+        };
+        // With a full disk this can fail. It is what the shim is for, so it stays until it can.
+        while let Err(error) = self.directory.write("exit", &exit) {
+            eprintln!("exit: {error}");
+            poll(&mut [], PollTimeout::from(1000_u16))?;
+        }
+        self.peers.announce();
+        self.workload.clean();
+        let _ = fs::remove_file(self.directory.join("control"));
+        Ok(())
+    }
+}
+
+/// The reading ends, which never block, and the writing ends.
+fn pipes() -> io::Result<(Pipes, (OwnedFd, OwnedFd))> {
+    let (out_read, stdout) = pipe()?;
+    let (err_read, stderr) = pipe()?;
+    Ok((Pipes { stdout, stderr }, (out_read, err_read)))
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((read, write))
+}
+
+/// Creating the container gave this process the container's score. Not being allowed to lower it is no reason to fail.
+fn protect_from_oom() {
+    let _ = OOM_SCORE_ADJ
+        .iter()
+        .any(|score| fs::write("/proc/self/oom_score_adj", score).is_ok());
+}

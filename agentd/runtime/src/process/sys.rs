@@ -1,0 +1,100 @@
+//! The few calls that have no safe wrapper which takes every signal. The only module of this crate with `unsafe` in it.
+//!
+//! `nix` knows signals as an enumeration without the real-time ones, so its `kill` cannot send them and its `waitpid` fails on a process
+//! that one of them ended: an exit would be lost. Here signals are numbers.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Command, ExitStatus};
+
+use nix::libc;
+use nix::unistd::{ForkResult, Pid};
+
+/// Sends a signal, by number.
+pub(super) fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    match unsafe { libc::kill(pid.as_raw(), signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Reaps one child that has ended; `None` when none has. ECHILD when there are no children at all.
+pub(super) fn reap() -> io::Result<Option<(Pid, ExitStatus)>> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for the call to write to.
+    match unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) } {
+        0 => Ok(None),
+        pid if pid > 0 => Ok(Some((Pid::from_raw(pid), ExitStatus::from_raw(status)))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Blocks every signal of this thread, so that they stay pending until [`wait_for_signal`].
+pub(super) fn block_signals() {
+    set_mask(true);
+}
+
+/// What a program expects at its start: no signal blocked, none ignored (the Rust runtime ignores SIGPIPE; whoever started the agent, SIGHUP
+/// perhaps).
+pub(super) fn default_signals() {
+    for signal in 1..libc::SIGSYS + 1 {
+        // SAFETY: setting a default action involves no memory; for SIGKILL and SIGSTOP it fails, and they have it anyway.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    set_mask(false);
+}
+
+/// Has a command started with [`default_signals`].
+pub(super) fn with_default_signals(command: &mut Command) {
+    // SAFETY: between fork and exec only calls are allowed that are safe in signal handlers; signal and pthread_sigmask are.
+    unsafe {
+        command.pre_exec(|| {
+            default_signals();
+            Ok(())
+        });
+    }
+}
+
+fn set_mask(all: bool) {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset and sigemptyset initialise the set they are given; the mask call only reads it. None of them fails with these
+    // arguments.
+    unsafe {
+        if all {
+            libc::sigfillset(set.as_mut_ptr())
+        } else {
+            libc::sigemptyset(set.as_mut_ptr())
+        };
+        libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Waits for any blocked signal.
+pub(super) fn wait_for_signal() -> i32 {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut signal = 0;
+    loop {
+        // SAFETY: sigfillset initialises the set; sigwait reads it and writes the number.
+        let failed = unsafe {
+            libc::sigfillset(set.as_mut_ptr());
+            libc::sigwait(set.as_ptr(), &raw mut signal)
+        };
+        if failed == 0 {
+            return signal;
+        }
+    }
+}
+
+/// Forks.
+pub(super) fn fork() -> nix::Result<ForkResult> {
+    // SAFETY: the callers are processes with one thread, so the child may do everything that its parent may.
+    unsafe { nix::unistd::fork() }
+}
+
+/// Ends this process at once, without running anything at exit.
+pub(super) fn exit(code: i32) -> ! {
+    // SAFETY: does not return, and touches no memory.
+    unsafe { libc::_exit(code) }
+}

@@ -1,0 +1,293 @@
+//! What is killed, hung or half done, and what is left of it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+use muster_runtime::conformance::{Harness, Program};
+use muster_runtime::process::{Config, Isolate};
+use muster_runtime::{ContainerId, Error, ProcessRuntime, Runtime, State, Stop};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::process::{Machine, cgroup_directories, exit, output, until};
+use crate::{Cleans as _, trial};
+
+fn id(text: &str) -> ContainerId {
+    ContainerId::new(text).unwrap()
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (way, isolate) in [("isolated", Isolate::Auto), ("plain", Isolate::Plain)] {
+        let name = |what: &str| format!("{way}::{what}");
+        trials.push(trial(
+            &name("container_of_a_killed_shim_is_killed_and_lost"),
+            false,
+            move || shim_killed(isolate),
+        ));
+        trials.push(trial(&name("containers_outlive_a_killed_agent"), false, move || {
+            agent_killed(isolate)
+        }));
+        trials.push(trial(
+            &name("grace_is_kept_when_the_agent_is_killed_in_it"),
+            false,
+            move || agent_killed_in_grace(isolate),
+        ));
+        trials.push(trial(
+            &name("stopped_shim_makes_calls_fail_at_their_deadline"),
+            false,
+            move || shim_stopped(isolate),
+        ));
+        trials.push(trial(&name("half_made_container_is_made_again"), false, move || {
+            half_made(isolate)
+        }));
+        trials.push(trial(&name("state_directory_may_be_far_down"), false, move || {
+            far_down(isolate)
+        }));
+        trials.push(trial(&name("output_nobody_reads_does_not_block"), false, move || {
+            much_output(isolate)
+        }));
+    }
+    trials.push(trial(
+        "plain::all_promises_hold_for_another_user_than_root",
+        false,
+        as_nobody,
+    ));
+    trials
+}
+
+/// An agent to be killed: `agent <plain|auto> <state directory> <cgroup> <task>…`; makes and starts those, and says so.
+pub(crate) fn agent_main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let words: Vec<String> = args.map(|word| word.into_string().unwrap()).collect();
+    let [way, state, cgroup, tasks @ ..] = &words[..] else {
+        return ExitCode::from(2);
+    };
+    let config = Config {
+        cgroup_parent: cgroup.clone(),
+        isolate: if way == "plain" { Isolate::Plain } else { Isolate::Auto },
+        ..Config::new(state)
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let containers = ProcessRuntime::new(config).unwrap();
+        for (n, task) in tasks.iter().enumerate() {
+            let id = id(&format!("task{n}"));
+            containers
+                .create(&id, &serde_json::from_str(task).unwrap())
+                .await
+                .unwrap();
+            containers.start(&id).await.unwrap();
+            if task.contains("trap") {
+                until("it traps", async || output(&containers, &id).await.0.contains("ready")).await;
+                containers
+                    .stop(
+                        &id,
+                        Stop {
+                            signal: 15,
+                            grace: Duration::from_millis(300),
+                        },
+                    )
+                    .await
+                    .unwrap();
+            }
+        }
+        println!("started");
+        std::future::pending::<()>().await;
+    });
+    ExitCode::SUCCESS
+}
+
+/// Starts such an agent, and kills it when it has done its work.
+fn let_an_agent_start(machine: &Machine, programs: &[Program]) {
+    let config = &machine.config;
+    let mut agent = Command::new("/proc/self/exe");
+    agent.arg("agent").arg(if config.isolate == Isolate::Plain {
+        "plain"
+    } else {
+        "auto"
+    });
+    agent.arg(&config.state_dir).arg(&config.cgroup_parent);
+    agent.args(
+        programs
+            .iter()
+            .map(|program| serde_json::to_string(&machine.spec(*program)).unwrap()),
+    );
+    let mut agent: Child = agent.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(agent.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "started\n");
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+async fn shim_killed(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let (runtime, running, created) = (machine.open(), id("running"), id("created"));
+    runtime
+        .create(&running, &machine.script("sleep 1000 & setsid sleep 1000 & sleep 1000"))
+        .await
+        .unwrap();
+    runtime.start(&running).await.unwrap();
+    until("all run", async || machine.pids().len() >= 4).await;
+    runtime.create(&created, &machine.spec(Program::Print)).await.unwrap();
+    for id in [&running, &created] {
+        kill(Pid::from_raw(machine.shim(id).unwrap()), Signal::SIGKILL).unwrap();
+    }
+    let lost = exit(&runtime, &running).await;
+    assert_eq!((lost.code, lost.signal), (None, None));
+    assert!(
+        lost.started_ms.is_some() && lost.error.as_deref().is_some_and(|error| error.contains("lost")),
+        "{lost:?}"
+    );
+    assert_eq!(
+        machine.pids(),
+        [0; 0],
+        "what it held is gone when it is said to have exited"
+    );
+    assert_eq!(
+        cgroup_directories(&format!("{}/running", machine.config.cgroup_parent)).len(),
+        0
+    );
+    let lost = exit(&runtime, &created).await;
+    assert_eq!(lost.started_ms, None, "{lost:?}");
+    runtime.start(&created).await.unwrap();
+    assert_eq!(
+        output(&machine.open(), &created).await.0,
+        "",
+        "what is lost is not run later"
+    );
+    machine.clean().await;
+}
+
+async fn agent_killed(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let_an_agent_start(&machine, &[Program::Forever, Program::Exit(9), Program::Numbers]);
+    let runtime = machine.open();
+    assert_eq!(exit(&runtime, &id("task1")).await.code, Some(9));
+    assert_eq!(exit(&runtime, &id("task2")).await.code, Some(0));
+    let (out, _) = output(&runtime, &id("task2")).await;
+    assert_eq!(
+        out.lines().count(),
+        muster_runtime::conformance::NUMBERS,
+        "output went on"
+    );
+    let listed = runtime.list().await.unwrap();
+    assert!(matches!(listed[0].state, State::Running { .. }), "{listed:?}");
+    runtime
+        .stop(
+            &id("task0"),
+            Stop {
+                signal: 15,
+                grace: Duration::from_secs(60),
+            },
+        )
+        .await
+        .unwrap();
+    assert_eq!(exit(&runtime, &id("task0")).await.signal, Some(15));
+    machine.clean().await;
+}
+
+async fn agent_killed_in_grace(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let_an_agent_start(&machine, &[Program::Stubborn]);
+    until("the shim kills it", async || machine.pids().is_empty()).await;
+    assert_eq!(exit(&machine.open(), &id("task0")).await.signal, Some(9));
+    machine.clean().await;
+}
+
+async fn shim_stopped(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let (runtime, id) = (machine.open(), id("a"));
+    runtime.create(&id, &machine.spec(Program::Exit(0))).await.unwrap();
+    let shim = Pid::from_raw(machine.shim(&id).unwrap());
+    kill(shim, Signal::SIGSTOP).unwrap();
+    // From here on time passes at once when there is nothing else to do.
+    tokio::time::pause();
+    let error = runtime.start(&id).await.unwrap_err();
+    assert!(matches!(error, Error::Deadline { call: "start", .. }), "{error}");
+    tokio::time::resume();
+    let listed = runtime.list().await.unwrap();
+    assert_eq!(listed[0].state, State::Created, "a stopped shim holds its container");
+    kill(shim, Signal::SIGKILL).unwrap();
+    assert_eq!(exit(&runtime, &id).await.started_ms, None);
+    machine.clean().await;
+}
+
+async fn half_made(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let (runtime, id) = (machine.open(), id("a"));
+    // An agent that was killed after it had made the directory, and one that was killed after it had written everything.
+    fs::create_dir_all(machine.directory(&id).join("rootfs/left")).unwrap();
+    assert_eq!(runtime.list().await.unwrap(), []);
+    let spec = machine.spec(Program::Exit(5));
+    fs::write(machine.directory(&id).join("spec"), serde_json::to_vec(&spec).unwrap()).unwrap();
+    assert_eq!(runtime.list().await.unwrap(), [], "what has no shim was not created");
+    runtime.remove(&id).await.unwrap();
+    assert!(!machine.directory(&id).exists());
+    fs::create_dir_all(machine.directory(&id).join("sandbox")).unwrap();
+    runtime.create(&id, &spec).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    assert_eq!(exit(&runtime, &id).await.code, Some(5));
+    machine.clean().await;
+}
+
+async fn far_down(isolate: Isolate) {
+    let machine: Arc<Machine> = Machine::below(isolate, &["x".repeat(100), "y".repeat(100)].join("/"));
+    let runtime = machine.open();
+    let (exit, out, _) = machine.run(&runtime, &machine.script("echo here")).await;
+    assert_eq!((exit.code, out.as_str()), (Some(0), "here\n"), "{exit:?}");
+    machine.clean().await;
+}
+
+async fn much_output(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let runtime = machine.open();
+    let mut spec = machine.script("yes 'a line that says nothing' | head -c 20000000; echo end >&2");
+    spec.limits.log_bytes = 1 << 20;
+    let id = id("a");
+    runtime.create(&id, &spec).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    assert_eq!(exit(&runtime, &id).await.code, Some(0));
+    let (out, err) = output(&runtime, &id).await;
+    assert_eq!(err, "end\n");
+    assert!(out.len() > 500_000, "the last file or two are kept: {}", out.len());
+    let logs = ["log", "log.1"].map(|name| fs::metadata(machine.directory(&id).join(name)).unwrap().len());
+    assert!(logs.iter().sum::<u64>() <= 2 << 20, "{logs:?}");
+    machine.clean().await;
+}
+
+/// All of `plain::`, again, by a user who can do nothing else.
+async fn as_nobody() {
+    use std::os::unix::process::CommandExt as _;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    const NOBODY: u32 = 65534;
+    let temp = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(temp.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    // Where it is built may be closed to others.
+    let executable = temp.path().join("tests");
+    fs::copy("/proc/self/exe", &executable).unwrap();
+    let mut tests = Command::new(&executable);
+    tests
+        .args(["plain::", "--skip", "all_promises_hold", "--test-threads", "2"])
+        .env("TMPDIR", temp.path())
+        .current_dir("/");
+    let ran = tests.uid(NOBODY).gid(NOBODY).output().unwrap();
+    assert!(
+        ran.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr)
+    );
+}
