@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use muster_allocator::{
-    AgentSnapshot, DeclaredDemand, FrameworkId, FrameworkSnapshot, Held, Params, PendingTask, RoleDemand, Snapshot,
-    allocate,
+    AgentSnapshot, DeclaredDemand, FrameworkId, FrameworkSnapshot, Held, Params, PendingTask, QuotaSnapshot,
+    RoleDemand, Snapshot, allocate,
 };
 use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::resources::{Amounts, Bundle};
+use muster_api::v1::{Constraint, Operator, QuotaAmounts};
 
 fn bundle(cpus: u32, mib: u32, ports: PortSet) -> Bundle {
     Bundle {
@@ -85,6 +86,54 @@ fn snapshot(agents: u32, frameworks: u32, used: u32, tasks: u32, size: u32) -> S
     }
 }
 
+/// Two cases with much work for each agent. `crumbs`: every agent has a little free, nobody's task fits in it, one agent is
+/// empty, and a small task matches no agent, so that no shortcut applies. `guarantees`: half of the roles have one that is not met.
+fn worst(criterion: &mut Criterion, params: &Params) {
+    let mut group = criterion.benchmark_group("worst");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    for frameworks in [200, 1_000] {
+        let mut crumbs = snapshot(10_000, frameworks, 22, 1, 8);
+        crumbs.agents[9_999].tasks.clear();
+        let task = &mut crumbs.frameworks[0].roles[0].tasks[0];
+        task.amounts.cpus = Scalar::from_units(1);
+        task.constraints = vec![Constraint {
+            attribute: "zone".into(),
+            operator: Operator::Exists,
+            values: Vec::new(),
+        }];
+        group.bench_with_input(BenchmarkId::new("crumbs", frameworks), &crumbs, |bencher, snapshot| {
+            bencher.iter_with_large_drop(|| allocate(snapshot, params));
+        });
+        let mut guarantees = snapshot(10_000, frameworks, 12, 0, 0);
+        let roles = guarantees
+            .frameworks
+            .iter()
+            .step_by(2)
+            .map(|framework| &framework.roles[0].role);
+        let quota = |role: &String| QuotaSnapshot {
+            name: role.clone(),
+            role: role.clone(),
+            guarantee: QuotaAmounts {
+                cpus: Some(Scalar::from_units(200_000 / frameworks)),
+                ..QuotaAmounts::default()
+            },
+            ..QuotaSnapshot::default()
+        };
+        guarantees.quotas = roles.map(quota).collect();
+        group.bench_with_input(
+            BenchmarkId::new("guarantees", frameworks),
+            &guarantees,
+            |bencher, snapshot| {
+                bencher.iter_with_large_drop(|| allocate(snapshot, params));
+            },
+        );
+    }
+    group.finish();
+}
+
 fn passes(criterion: &mut Criterion) {
     let params = Params {
         offers_max: usize::MAX,
@@ -107,6 +156,7 @@ fn passes(criterion: &mut Criterion) {
         }
         group.finish();
     }
+    worst(criterion, &params);
     let mut group = criterion.benchmark_group("verdicts");
     group
         .sample_size(10)

@@ -26,6 +26,8 @@ pub(crate) struct Explainer<'a> {
     matches: Matches,
     /// By shape.
     facts: BTreeMap<u32, Facts>,
+    /// By shape: agents alike, whoever asks.
+    groups: BTreeMap<u32, Groups>,
     /// The most that is free of each resource on one available agent.
     most: Values,
 }
@@ -41,11 +43,16 @@ struct Facts {
     nearest: String,
 }
 
+/// Agents alike: the first, and how many.
+type Groups = BTreeMap<Standing, (u32, usize)>;
+
 /// How an agent stands to a shape. In the order in which lines are shown.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     Offered,
     Room,
+    /// There is room, but the task has an offer already.
+    Spare,
     Kept(Obstacle),
     /// Too little is free: of what (free, total; zero where enough is).
     Busy(Values, Values),
@@ -72,6 +79,7 @@ impl<'a> Explainer<'a> {
             params,
             matches: Matches::default(),
             facts: BTreeMap::new(),
+            groups: BTreeMap::new(),
             most,
         }
     }
@@ -218,7 +226,7 @@ impl<'a> Explainer<'a> {
                 Standing::Devices(_) => (5, 0),
                 Standing::Constraint(..) => (6, 0),
                 Standing::Unavailable(_) => (7, 0),
-                Standing::Offered | Standing::Room | Standing::Kept(_) | Standing::PortsTaken => (1, 0),
+                _ => (1, 0),
             };
             if best
                 .as_ref()
@@ -290,6 +298,40 @@ impl<'a> Explainer<'a> {
         }
     }
 
+    /// The agents by how they stand to a client's shape.
+    fn groups(&mut self, owner: &Client, id: u32, offered: &[u32], all_offered: bool) -> Groups {
+        let shape = self.shape(id);
+        if let Some(known) = self.groups.get(&id).filter(|_| offered.is_empty()) {
+            return known.clone();
+        }
+        let mut groups = Groups::new();
+        let mut same_for_all = offered.is_empty();
+        for place in &self.world.by_name {
+            let mut standing = self.standing(shape, *place);
+            if offered.binary_search(place).is_ok()
+                && !matches!(standing, Standing::Constraint(..) | Standing::Unavailable(_))
+            {
+                standing = Standing::Offered;
+            }
+            if standing == Standing::Room {
+                same_for_all = false;
+                let part = self
+                    .world
+                    .part(owner, *place, self.snapshot, self.params, &mut self.matches);
+                standing = match part {
+                    _ if all_offered => Standing::Spare,
+                    Ok(_) => Standing::Room,
+                    Err(obstacle) => Standing::Kept(obstacle),
+                };
+            }
+            groups.entry(standing).or_insert((*place, 0)).1 += 1;
+        }
+        if same_for_all {
+            self.groups.insert(id, groups.clone());
+        }
+        groups
+    }
+
     /// One line for each group of agents alike; what can be done now comes first.
     pub(crate) fn lines(&mut self, (client, slot): (u32, u32)) -> Vec<WhyAgent> {
         let world = self.world;
@@ -309,21 +351,8 @@ impl<'a> Explainer<'a> {
             .chain(open.map(|open| open.agent))
             .collect();
         offered.sort_unstable();
-        let mut groups: BTreeMap<Standing, (u32, usize)> = BTreeMap::new();
-        for place in &world.by_name {
-            let mut standing = self.standing(shape, *place);
-            if offered.binary_search(place).is_ok()
-                && !matches!(standing, Standing::Constraint(..) | Standing::Unavailable(_))
-            {
-                standing = Standing::Offered;
-            }
-            if standing == Standing::Room
-                && let Err(obstacle) = world.part(owner, *place, self.snapshot, self.params, &mut self.matches)
-            {
-                standing = Standing::Kept(obstacle);
-            }
-            groups.entry(standing).or_insert((*place, 0)).1 += 1;
-        }
+        let all_offered = owner.queue[slot as usize].left == 0;
+        let groups = self.groups(owner, owner.queue[slot as usize].shape, &offered, all_offered);
         let most = self.params.agent_lines_max.max(1);
         let rest: Vec<(u32, usize)> = groups.values().skip(most).copied().collect();
         let mut lines: Vec<WhyAgent> = groups
@@ -332,7 +361,7 @@ impl<'a> Explainer<'a> {
             .map(|(standing, (first, count))| WhyAgent {
                 agent: self.snapshot.agents[*first as usize].name.clone(),
                 count: *count,
-                fits: matches!(standing, Standing::Offered | Standing::Room),
+                fits: matches!(standing, Standing::Offered | Standing::Room | Standing::Spare),
                 reasons: vec![self.words(shape, standing)],
             })
             .collect();
@@ -363,6 +392,7 @@ impl<'a> Explainer<'a> {
         match standing {
             Standing::Offered => "offered to its framework".to_owned(),
             Standing::Room => "has room; an offer follows in the next pass".to_owned(),
+            Standing::Spare => "has room; not needed, since other offers have room for it".to_owned(),
             Standing::Kept(obstacle) => format!("has room, but {}", self.obstacle(obstacle)),
             Standing::Busy(free, total) => short(free, Some(total)),
             Standing::Small(total) => short(total, None),

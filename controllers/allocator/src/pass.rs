@@ -3,7 +3,7 @@
 use crate::params::RescindReason;
 use crate::snapshot::OpenOffer;
 use crate::values::{self, GPUS, Values};
-use crate::world::{Pass, is_offer};
+use crate::world::{Part, Pass, is_offer};
 
 impl Pass<'_> {
     /// Decides on all offers.
@@ -62,11 +62,18 @@ impl Pass<'_> {
                     return None;
                 }
                 let state = &world.clients[client as usize];
-                if guarantees && world.tree.missing(state.role) == values::ZERO {
+                let missing = if guarantees {
+                    world.tree.missing(state.role)
+                } else {
+                    values::ALL
+                };
+                if missing == values::ZERO {
                     return None;
                 }
                 let part = world.part(state, place, self.snapshot, self.params, matches);
-                part.ok().map(|part| (client, part))
+                part.ok()
+                    .filter(|part| fills(part, &missing))
+                    .map(|part| (client, part))
             });
             match found {
                 Some((client, part)) => self.give(client, place, &part),
@@ -131,7 +138,8 @@ impl Pass<'_> {
             let part = self
                 .world
                 .part(state, place, self.snapshot, self.params, &mut self.matches);
-            let Ok(part) = part else {
+            let missing = self.world.tree.missing(role);
+            let Some(part) = part.ok().filter(|part| fills(part, &missing)) else {
                 continue;
             };
             self.give(client, place, &part);
@@ -164,4 +172,9 @@ impl Pass<'_> {
         });
         spare.map(|(index, _)| index).collect()
     }
+}
+
+/// Whether a part has some of what is missing.
+fn fills(part: &Part, missing: &Values) -> bool {
+    (0..missing.len()).any(|index| missing[index] > 0 && part.values[index] > 0)
 }

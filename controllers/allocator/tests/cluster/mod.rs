@@ -12,7 +12,7 @@ use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::resources::{Amounts, Bundle};
 use muster_api::v1::QuotaAmounts;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Cluster {
     pub snapshot: Snapshot,
     pub params: Params,
