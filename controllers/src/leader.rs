@@ -201,3 +201,181 @@ impl Term {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use bytes::Bytes;
+    use http::{Method, Request, Response};
+    use http_body_util::Full;
+    use muster_client::kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(3);
+
+    /// One lease, kept as the API server keeps it.
+    #[derive(Default)]
+    struct Keeper {
+        revision: u64,
+        held: Option<(u64, Value, Instant)>,
+        /// Answers are lost after the request was done.
+        mute: bool,
+        renewals: usize,
+    }
+
+    impl Keeper {
+        fn answer(&mut self, method: &Method, path: &str, fence: Option<u64>, body: &Value) -> (u16, Value) {
+            let now = Instant::now();
+            self.held = self.held.take().filter(|(_, _, until)| *until > now);
+            let current = self.held.as_ref().map(|(revision, _, _)| *revision);
+            let refused =
+                |code: u16, reason: &str| (code, json!({ "code": code, "reason": reason, "message": reason }));
+            if fence.is_some() && fence != current {
+                return refused(412, "Fenced");
+            }
+            match (method, path.ends_with("/renew"), &mut self.held) {
+                (&Method::POST, true, Some((_, _, until))) => {
+                    self.renewals += 1;
+                    *until = now + TTL;
+                    (200, json!({}))
+                }
+                (&Method::POST, false, Some(_)) => refused(409, "AlreadyExists"),
+                (&Method::POST, false, None) => {
+                    self.revision += 1;
+                    let mut lease = body.clone();
+                    lease["metadata"]["resourceVersion"] = json!(self.revision.to_string());
+                    self.held = Some((self.revision, lease.clone(), now + TTL));
+                    (201, lease)
+                }
+                (&Method::GET, _, Some((_, lease, _))) => (200, lease.clone()),
+                (&Method::DELETE, _, Some(_)) => {
+                    self.held = None;
+                    (200, json!({}))
+                }
+                _ => refused(404, "NotFound"),
+            }
+        }
+    }
+
+    fn keeper() -> (Client, Arc<Mutex<Keeper>>) {
+        let keeper = Arc::new(Mutex::new(Keeper::default()));
+        let kept = keeper.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let keeper = kept.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.expect("a body");
+                let body = serde_json::from_slice(&body).unwrap_or_default();
+                let fence = parts
+                    .headers
+                    .get(names::HEADER_FENCE)
+                    .map(|value| value.to_str().expect("text"));
+                let fence = fence.map(|text| text.parse::<Fence>().expect("a fence").revision);
+                let (code, answer, mute) = {
+                    let mut keeper = keeper.lock().expect("keeper");
+                    let (code, answer) = keeper.answer(&parts.method, parts.uri.path(), fence, &body);
+                    (code, answer, keeper.mute)
+                };
+                if mute {
+                    std::future::pending::<()>().await;
+                }
+                let body = Full::new(Bytes::from(answer.to_string()));
+                Ok::<_, Infallible>(Response::builder().status(code).body(body).expect("a response"))
+            }
+        });
+        (Client::in_process(service, "token"), keeper)
+    }
+
+    fn candidate<'a>(client: &'a Client, feed: &'a Feed, identity: &'a str) -> Candidate<'a> {
+        Candidate {
+            client,
+            feed,
+            identity,
+            ttl: TTL,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_stays_and_a_standby_takes_over_when_it_leaves() {
+        let (client, keeper) = keeper();
+        let feed = Feed::new();
+        let mut first = candidate(&client, &feed, "first").campaign().await;
+        let second = candidate(&client, &feed, "second");
+        let mut campaign = std::pin::pin!(second.campaign());
+        let waited = tokio::select! {
+            biased;
+            () = first.keep() => panic!("the first lost its lease"),
+            _ = &mut campaign => panic!("two lead"),
+            () = tokio::time::sleep(TTL * 10) => true,
+        };
+        assert!(waited && keeper.lock().expect("keeper").renewals >= 39);
+        let fence = first.fence().clone();
+        first.release().await;
+        let second = campaign.await;
+        assert!(second.fence().revision > fence.revision);
+        assert!(matches!(client.renew(&fence).await, Err(Error::Fenced(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_hears_nothing_stops_before_the_lease_ends() {
+        let (client, keeper) = keeper();
+        let feed = Feed::new();
+        let mut term = candidate(&client, &feed, "first").campaign().await;
+        let leadership = term.leadership();
+        let start = Instant::now();
+        assert!(leadership.borrow().may_act());
+        keeper.lock().expect("keeper").mute = true;
+        term.keep().await;
+        assert_eq!(start.elapsed(), TTL * 2 / 3);
+        assert!(!leadership.borrow().may_act());
+        assert!(
+            keeper.lock().expect("keeper").held.is_some(),
+            "nobody else can lead yet"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_leader_may_not_act_when_it_wakes() {
+        let (client, _) = keeper();
+        let feed = Feed::new();
+        let mut term = candidate(&client, &feed, "first").campaign().await;
+        let leadership = term.leadership();
+        // Nothing of this process runs for a while; the first thing that does is not the renewal.
+        tokio::time::advance(TTL).await;
+        assert!(!leadership.borrow().may_act());
+        term.keep().await;
+        assert_eq!(*leadership.borrow(), Leadership::Standby);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_whose_lease_was_taken_away_stops_at_the_next_renewal() {
+        let (client, keeper) = keeper();
+        let feed = Feed::new();
+        let mut term = candidate(&client, &feed, "first").campaign().await;
+        keeper.lock().expect("keeper").held = None;
+        let start = Instant::now();
+        term.keep().await;
+        assert_eq!(start.elapsed(), TTL / 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_win_whose_answer_was_lost_is_found_again() {
+        let (client, keeper) = keeper();
+        let feed = Feed::new();
+        keeper.lock().expect("keeper").mute = true;
+        let first = candidate(&client, &feed, "first");
+        let mut campaign = std::pin::pin!(first.campaign());
+        let lost = tokio::time::timeout(Duration::from_secs(1), &mut campaign).await;
+        assert!(lost.is_err(), "the answer is lost");
+        keeper.lock().expect("keeper").mute = false;
+        let again = candidate(&client, &feed, "first");
+        let term = tokio::time::timeout(Duration::from_secs(1), again.campaign())
+            .await
+            .expect("it finds its lease");
+        assert_eq!(term.fence().revision, 1);
+    }
+}
