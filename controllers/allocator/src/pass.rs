@@ -10,10 +10,12 @@ impl Pass<'_> {
     pub(crate) fn run(&mut self) {
         let order = self.order();
         if self.world.tree.guaranteed {
-            self.offer_all(&order, true);
+            self.serve(true);
+            self.offer_all(&order);
+            self.serve(false);
             self.reclaim(&order);
         }
-        self.offer_all(&order, false);
+        self.offer_all(&order);
     }
 
     /// The agents that may be offered, those with the fewest free GPUs first, then by name: tasks without GPUs stay away from
@@ -31,13 +33,21 @@ impl Pass<'_> {
         order
     }
 
-    fn offer_all(&mut self, order: &[u32], guarantees: bool) {
+    /// From now on all are served that want something, or only those of them whose guarantees are not met.
+    fn serve(&mut self, guarantees_only: bool) {
+        self.world.guarantees_only = guarantees_only;
+        for client in 0..u32::try_from(self.world.clients.len()).expect("fewer than 2^32 frameworks") {
+            self.world.requeue(client);
+        }
+    }
+
+    fn offer_all(&mut self, order: &[u32]) {
         let lower = self.lower();
         for place in order {
             if self.world.tree.is_idle() || self.offers.len() >= self.params.offers_max {
                 return;
             }
-            self.offer(*place, &lower, guarantees);
+            self.offer(*place, &lower);
         }
     }
 
@@ -48,7 +58,7 @@ impl Pass<'_> {
     }
 
     /// Offers one agent, to one client after the other while something is left that somebody wants.
-    fn offer(&mut self, place: u32, lower: &Values, guarantees: bool) {
+    fn offer(&mut self, place: u32, lower: &Values) {
         self.turn += 1;
         while self.offers.len() < self.params.offers_max {
             let free = self.world.agents[place as usize].free;
@@ -56,18 +66,20 @@ impl Pass<'_> {
                 return;
             }
             let (world, turns, matches) = (&self.world, &mut self.turns, &mut self.matches);
-            let found = world.tree.find(&mut |client| {
+            let mut spent = Vec::new();
+            let found = world.tree.find(&free, &mut |client| {
                 // What a client could not use it can use even less of when others have taken a part.
                 if std::mem::replace(&mut turns[client as usize], self.turn) == self.turn {
                     return None;
                 }
                 let state = &world.clients[client as usize];
-                let missing = if guarantees {
+                let missing = if world.guarantees_only {
                     world.tree.missing(state.role)
                 } else {
                     values::ALL
                 };
                 if missing == values::ZERO {
+                    spent.push(client);
                     return None;
                 }
                 let part = world.part(state, place, self.snapshot, self.params, matches);
@@ -75,6 +87,7 @@ impl Pass<'_> {
                     .filter(|part| fills(part, &missing))
                     .map(|part| (client, part))
             });
+            spent.into_iter().for_each(|client| self.world.requeue(client));
             match found {
                 Some((client, part)) => self.give(client, place, &part),
                 None => return,
@@ -100,7 +113,7 @@ impl Pass<'_> {
     /// Clients that want something and whose guarantees are not met, in the order in which they are served.
     fn unmet(&self) -> Vec<u32> {
         let mut hungry = Vec::new();
-        self.world.tree.find(&mut |client| {
+        self.world.tree.find(&values::ALL, &mut |client| {
             let role = self.world.clients[client as usize].role;
             if self.world.tree.missing(role) != values::ZERO {
                 hungry.push(client);

@@ -415,13 +415,12 @@ impl<'a> Pass<'a> {
         }
         world.tree.settle(totals, self.params.shared);
         let usable = is_offer(self.params, &most);
-        for client in 0..world.clients.len() {
-            let state = &mut world.clients[client];
+        for client in 0..u32::try_from(world.clients.len()).expect("fewer than 2^32 frameworks") {
+            let state = &mut world.clients[client as usize];
             state.refresh(&world.shapes);
             // Who fits nowhere would only be asked in vain; but a guarantee may get room by a rescind.
-            let hopeless = !world.tree.guaranteed && (!usable || !values::contains(&most, &state.lower));
-            if !hopeless && state.is_hungry() {
-                world.tree.activate(state.node);
+            if world.tree.guaranteed || (usable && values::contains(&most, &state.lower)) {
+                world.requeue(client);
             }
         }
     }

@@ -18,6 +18,8 @@ pub(crate) type NodeId = u32;
 /// The root; its children are the top-level roles.
 pub(crate) const ROOT: NodeId = 0;
 const NONE: u32 = u32::MAX;
+/// With more children than this, the floor of a node is only lowered, not worked out anew.
+const FLOOR_CHILDREN_MAX: usize = 8;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Node {
@@ -45,6 +47,8 @@ pub(crate) struct Node {
 pub(crate) struct Tree {
     pub(crate) nodes: Vec<Node>,
     keys: Vec<Key>,
+    /// Nobody at or below a node wants anything smaller than this. A lower bound: it may be too low, never too high.
+    floors: Vec<Values>,
     roles: BTreeMap<String, NodeId>,
     totals: Values,
     shared: [bool; 5],
@@ -57,6 +61,7 @@ impl Default for Tree {
         let mut tree = Tree {
             nodes: Vec::new(),
             keys: Vec::new(),
+            floors: Vec::new(),
             roles: BTreeMap::new(),
             totals: values::ZERO,
             shared: [true; 5],
@@ -84,6 +89,7 @@ impl Tree {
             listed: false,
         });
         self.keys.push(Key::new(1000, 0));
+        self.floors.push(values::ALL);
         id
     }
 
@@ -274,17 +280,44 @@ impl Tree {
         children[before..=old].rotate_right(1);
     }
 
-    /// The first client, in the order in which they are served, for which `test` is something.
-    pub(crate) fn find<T>(&self, test: &mut impl FnMut(u32) -> Option<T>) -> Option<T> {
-        self.find_below(ROOT, test)
+    /// A client wants nothing smaller than `floor` from now on.
+    pub(crate) fn set_floor(&mut self, client: NodeId, floor: &Values) {
+        self.floors[client as usize] = *floor;
+        let mut at = self.nodes[client as usize].parent;
+        while at != NONE {
+            let children = &self.nodes[at as usize].children;
+            // Many children: the old bound still holds, and looking at all of them would cost more than it saves.
+            let start = if children.len() > FLOOR_CHILDREN_MAX {
+                self.floors[at as usize]
+            } else {
+                values::ALL
+            };
+            let few = children
+                .iter()
+                .take(FLOOR_CHILDREN_MAX)
+                .map(|child| &self.floors[*child as usize]);
+            let floor = few.fold(values::min(&start, floor), |lower, child| values::min(&lower, child));
+            self.floors[at as usize] = floor;
+            at = self.nodes[at as usize].parent;
+        }
     }
 
-    fn find_below<T>(&self, node: NodeId, test: &mut impl FnMut(u32) -> Option<T>) -> Option<T> {
+    /// The first client, in the order in which they are served, that may want something as small as `free` and for which `test`
+    /// is something.
+    pub(crate) fn find<T>(&self, free: &Values, test: &mut impl FnMut(u32) -> Option<T>) -> Option<T> {
+        self.find_below(ROOT, free, test)
+    }
+
+    fn find_below<T>(&self, node: NodeId, free: &Values, test: &mut impl FnMut(u32) -> Option<T>) -> Option<T> {
         let node = &self.nodes[node as usize];
         if node.client != NONE {
             return test(node.client);
         }
-        node.children.iter().find_map(|child| self.find_below(*child, test))
+        let able = node
+            .children
+            .iter()
+            .filter(|child| values::contains(free, &self.floors[**child as usize]));
+        able.into_iter().find_map(|child| self.find_below(*child, free, test))
     }
 
     /// Whether nobody wants anything.
@@ -302,5 +335,68 @@ impl Tree {
                 node
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sorted_anew(tree: &Tree, node: NodeId, clients: &mut Vec<u32>) {
+        let this = &tree.nodes[node as usize];
+        if this.client != NONE {
+            clients.push(this.client);
+        }
+        let mut children = this.children.clone();
+        children.sort_by_key(|child| tree.keys[*child as usize]);
+        children.into_iter().for_each(|child| sorted_anew(tree, child, clients));
+    }
+
+    fn order(tree: &Tree) -> Vec<u32> {
+        let mut clients = Vec::new();
+        tree.find(&values::ALL, &mut |client| {
+            clients.push(client);
+            None::<()>
+        });
+        clients
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_that_is_kept_is_the_order_sorted_anew(
+            weights in prop::collection::vec(1u64..3000, 4),
+            steps in prop::collection::vec((0u8..4, 0usize..8, 0u64..5, 0u64..5), 1..60),
+        ) {
+            let mut tree = Tree::default();
+            let roles: Vec<NodeId> =
+                ["a", "a/b", "c", "d/e/f"].iter().map(|role| tree.role(role).expect("a role")).collect();
+            for (role, weight) in roles.iter().zip(weights) {
+                tree.set_quota(*role, Quota { weight, ..Quota::default() });
+            }
+            let clients: Vec<NodeId> =
+                (0u32..8).map(|client| tree.add_client(roles[client as usize / 2], client, 0)).collect();
+            tree.inherit();
+            tree.settle([20, 30, 0, 0, 0], [true; 5]);
+            let mut active = [false; 8];
+            for (step, client, cpus, memory) in steps {
+                let held = [cpus, memory, 0, 0, 0];
+                match step {
+                    0 => tree.activate(clients[client]),
+                    1 => tree.deactivate(clients[client]),
+                    2 => tree.take(clients[client], &held),
+                    _ => tree.give_back(clients[client], &held),
+                }
+                if step < 2 {
+                    active[client] = step == 0;
+                }
+                let mut expected = Vec::new();
+                sorted_anew(&tree, ROOT, &mut expected);
+                let kept = order(&tree);
+                prop_assert_eq!(&kept, &expected);
+                prop_assert_eq!(kept.len(), active.iter().filter(|active| **active).count());
+            }
+        }
     }
 }

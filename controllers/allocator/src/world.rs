@@ -21,6 +21,8 @@ pub(crate) struct World {
     pub(crate) tree: Tree,
     /// By agent (as in `by_name`) and name.
     pub(crate) open: Vec<Open>,
+    /// Whether only those whose guarantees are not met are served now.
+    pub(crate) guarantees_only: bool,
     /// What is free on all available agents together.
     pub(crate) free: Values,
     /// New offers.
@@ -177,8 +179,10 @@ impl World {
     pub(crate) fn requeue(&mut self, client: u32) {
         let client = &mut self.clients[client as usize];
         client.refresh(&self.shapes);
-        if client.is_hungry() {
+        let wanted = client.is_hungry() && (!self.guarantees_only || self.tree.missing(client.role) != values::ZERO);
+        if wanted {
             self.tree.activate(client.node);
+            self.tree.set_floor(client.node, &client.lower);
         } else {
             self.tree.deactivate(client.node);
         }
