@@ -12,6 +12,7 @@ use muster_api::duration::Span;
 use muster_api::names;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Task, TaskReason};
+use muster_api::wire::WhyTask;
 use serde_json::json;
 
 use super::offers::concerns_allocation;
@@ -68,7 +69,12 @@ impl Planner for Reasons {
                 changes.push((task.as_ref(), found.reason(), found.message));
             }
         }
-        changes.extend(left_out(view));
+        let left_out = left_out(view);
+        let mut report = allocation.report.to_wire(&snapshot, view.revision);
+        report
+            .tasks
+            .extend(left_out.iter().map(|(task, _, message)| unplaceable(task, message)));
+        changes.extend(left_out);
         let mut writes = changes
             .into_iter()
             .filter_map(|(task, reason, message)| tell(task, reason, message));
@@ -76,7 +82,6 @@ impl Planner for Reasons {
         if writes.next().is_some() {
             plan.wake_by(soon(context.now));
         }
-        let mut report = allocation.report.to_wire(&snapshot, view.revision);
         report
             .problems
             .extend(view.problems.values().map(|problem| problem.message.clone()));
@@ -124,6 +129,18 @@ fn left_out(view: &View) -> Vec<(&Task, TaskReason, Arc<str>)> {
         }
     }
     found
+}
+
+fn unplaceable(task: &Task, message: &str) -> WhyTask {
+    let needs = task.spec.resources.amounts().map(|amounts| amounts.to_string());
+    WhyTask {
+        namespace: task.namespace().to_owned(),
+        task: task.name().to_owned(),
+        role: task.role().to_owned(),
+        needs: needs.unwrap_or_default(),
+        summary: message.to_owned(),
+        ..WhyTask::default()
+    }
 }
 
 /// The write that gives a task its reason; `None`: it has it.
@@ -188,7 +205,17 @@ mod tests {
         let cluster = Cluster::default()
             .agent("a1", 4)
             .task("t1", |task| task.cpus(1).framework("mine"));
-        assert_eq!(told(&cluster.view()), [("t1".into(), "FrameworkNotFound".into(), true)]);
+        let view = cluster.view();
+        assert_eq!(told(&view), [("t1".into(), "FrameworkNotFound".into(), true)]);
+        let plan = Reasons::new(&Config::default()).plan(&(), &view, &Context::at(now()));
+        let Some(Action::PutPlan(report)) = plan.writes.last().map(|write| &write.action) else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(
+            (report.tasks[0].task.as_str(), report.tasks[0].needs.as_str()),
+            ("t1", "1 cpus, 64Mi memory")
+        );
+        assert!(report.tasks[0].summary.contains("no framework `mine`"), "{report:?}");
     }
 
     #[test]

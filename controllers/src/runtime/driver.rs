@@ -23,6 +23,12 @@ use super::view::View;
 /// So many keys are planned from one view and written together.
 const BATCH: usize = 32;
 
+/// The grain of tokio's timers.
+const GRAIN: Duration = Duration::from_millis(1);
+
+/// A plan that took longer than this is waited for as if it had taken this.
+const PLANNING_MAX: Duration = Duration::from_millis(250);
+
 /// How long the view may take to reach what was written; then the watch starts anew.
 const BARRIER_MAX: Duration = Duration::from_secs(5);
 
@@ -111,6 +117,7 @@ impl<P: Planner> Driver<P> {
 
     async fn round(&self, keys: Vec<P::Key>, view: View) -> Option<Ended> {
         let now = self.env.now();
+        let started = Instant::now();
         let mut writes = Vec::new();
         let mut owners = Vec::new();
         for (index, key) in keys.iter().enumerate() {
@@ -121,6 +128,8 @@ impl<P: Planner> Driver<P> {
             writes.extend(plan.writes);
         }
         drop(view);
+        // Planning takes at most half of the time: the larger the cluster, the more changes go into one plan.
+        let next = started + started.elapsed().min(PLANNING_MAX) * 2;
         let outcomes = self.executor.apply(writes).await;
         let mut fates: Vec<Fate> = keys.iter().map(|_| Fate::default()).collect();
         let mut highest = 0;
@@ -151,6 +160,9 @@ impl<P: Planner> Driver<P> {
             }
         }
         self.barrier(highest).await;
+        if next > Instant::now() + GRAIN {
+            tokio::time::sleep_until(next).await;
+        }
         None
     }
 
@@ -162,10 +174,9 @@ impl<P: Planner> Driver<P> {
             tracing::debug!(?key, writes = plan.writes.len(), "planned");
         }
         if let Some(wake) = plan.wake {
-            // A clock that says "now" again would be asked again at once; a millisecond is the grain of the timers.
+            // A clock that says "now" again would be asked again at once.
             let wait = Duration::try_from(wake.duration_since(now)).unwrap_or_default();
-            self.queue
-                .wake_at(key.clone(), Instant::now() + wait.max(Duration::from_millis(1)));
+            self.queue.wake_at(key.clone(), Instant::now() + wait.max(GRAIN));
         }
     }
 
