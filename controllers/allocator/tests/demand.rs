@@ -236,6 +236,29 @@ fn only_matching_healthy_devices_are_offered() {
 }
 
 #[test]
+fn the_devices_of_an_offer_that_was_cut_are_not_offered_again() {
+    let mut cluster = Cluster::new();
+    cluster.gpu_agent("a1", 3, "NVIDIA H100");
+    let limit = &mut cluster.quota("one").limit;
+    (*limit).clone_from(&quota_amounts("4", 4096));
+    limit.gpus = gpus(1).gpus;
+    for (name, role) in [("fw1", "one"), ("fw2", "two")] {
+        cluster.wants(name, role, vec![gpu_task(name, 1)]);
+    }
+    let offers = cluster.pass();
+    let uuids = |index: usize| {
+        offers[index]
+            .bundle
+            .devices
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&offers), ["a1>fw1 4/4096", "a1>fw2 60/61440"]);
+    assert_eq!((uuids(0), uuids(1)), (vec!["GPU-a1-0"], vec!["GPU-a1-1", "GPU-a1-2"]));
+}
+
+#[test]
 fn named_ports_are_counted_once() {
     let mut cluster = Cluster::new();
     for agent in ["a1", "a2"] {
