@@ -1,0 +1,371 @@
+//! The agent's loop: it owns everything that is known, plans, and hands out jobs.
+//!
+//! It promises: every change of a container, of a task or of the session leads to a plan at once, no polling in between; while the runtime
+//! works on a task nothing else is planned for it, and afterwards the containers are listed before it is planned again; what is said is
+//! said until the API server shows it. What must never happen here: a decision (those are in [`crate::plan`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::{BoxStream, Fuse};
+use jiff::Timestamp;
+use muster_api::env::Env;
+use muster_api::v1::Task;
+use muster_client::Error as CallError;
+use muster_runtime::{Container, Runtime, State};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::devices::DeviceSource;
+use crate::executor::{self, Acted};
+use crate::feed::Backoff;
+use crate::limits::{
+    GRACE_DEFAULT, REPORT_JOBS, RESYNC, RUNTIME_DEADLINE, RUNTIME_JOBS, SHUTDOWN_PATIENCE, STOP_AGAIN,
+};
+use crate::orphans::Orphans;
+use crate::plan::{self, AgentPlan, Memory, PlanInput, Report, TaskKey};
+use crate::report;
+use crate::session::Session;
+use crate::view::{View, ViewEvent};
+
+/// What the loop is made from.
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) devices: Arc<dyn DeviceSource>,
+    pub(crate) env: Arc<dyn Env>,
+    /// The session under which the Agent object is right.
+    pub(crate) active: watch::Receiver<Option<Session>>,
+    pub(crate) events: mpsc::Receiver<ViewEvent>,
+    pub(crate) doubt: Arc<Notify>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) stop_tasks: bool,
+}
+
+/// A job that has ended.
+enum Done {
+    Acted(String, Vec<Acted>),
+    Reported(TaskKey, Box<Result<Option<Task>, CallError>>),
+}
+
+/// A report that has to wait before it is tried again, unless the task changes.
+struct Hold {
+    until: Instant,
+    backoff: Backoff,
+}
+
+pub(crate) struct Agent {
+    parts: Parts,
+    changes: Fuse<BoxStream<'static, ()>>,
+    resync: Interval,
+    view: View,
+    containers: Vec<Container>,
+    /// Whether the containers may be different from what was listed.
+    stale: bool,
+    /// Whether there ever was a session: until then nothing is known to be ours.
+    joined: bool,
+    memory: Memory,
+    orphans: Orphans,
+    busy: BTreeSet<String>,
+    reporting: BTreeSet<TaskKey>,
+    holds: BTreeMap<TaskKey, Hold>,
+    /// The session that is known to be gone.
+    fenced: Option<u64>,
+    jobs: JoinSet<Done>,
+    runtime_slots: Arc<Semaphore>,
+    report_slots: Arc<Semaphore>,
+    list_backoff: Backoff,
+    wake: Option<Instant>,
+    /// When everything has to be stopped at the latest, once it has to be stopped.
+    draining: Option<Instant>,
+    problems: BTreeSet<String>,
+    idle: bool,
+}
+
+impl Agent {
+    pub(crate) fn new(parts: Parts) -> Agent {
+        let mut resync = interval(RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Agent {
+            changes: parts.runtime.changes().fuse(),
+            resync,
+            view: View::default(),
+            containers: Vec::new(),
+            stale: true,
+            joined: false,
+            memory: Memory::default(),
+            orphans: Orphans::default(),
+            busy: BTreeSet::new(),
+            reporting: BTreeSet::new(),
+            holds: BTreeMap::new(),
+            fenced: None,
+            jobs: JoinSet::new(),
+            runtime_slots: Arc::new(Semaphore::new(RUNTIME_JOBS)),
+            report_slots: Arc::new(Semaphore::new(REPORT_JOBS)),
+            list_backoff: Backoff::new(),
+            wake: None,
+            draining: None,
+            problems: BTreeSet::new(),
+            idle: false,
+            parts,
+        }
+    }
+
+    /// Runs until it is told to stop, and, if so configured, until nothing is left of its tasks.
+    ///
+    /// # Errors
+    /// When a job panicked.
+    pub(crate) async fn run(mut self) -> Result<(), JoinError> {
+        let stop = self.parts.stop.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if self.draining.is_none() => {
+                    if !self.parts.stop_tasks {
+                        break;
+                    }
+                    self.draining = Some(Instant::now() + self.drain_patience());
+                    self.stale = true;
+                }
+                Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => self.done(done?),
+                changed = self.parts.active.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                event = self.parts.events.recv() => match event {
+                    Some(event) => self.seen(event),
+                    None => break,
+                },
+                Some(()) = self.changes.next() => self.stale = true,
+                _ = self.resync.tick() => self.stale = true,
+                () = until(self.wake) => {}
+            }
+            while let Some(done) = self.jobs.try_join_next() {
+                self.done(done?);
+            }
+            while let Ok(event) = self.parts.events.try_recv() {
+                self.seen(event);
+            }
+            self.joined |= self.parts.active.borrow_and_update().is_some();
+            if self.joined && self.view.is_listed() {
+                self.round().await;
+            }
+            if self.drained() {
+                break;
+            }
+        }
+        self.finish().await
+    }
+
+    /// What was begun is ended: a call of the runtime that is cut off would have to be found out about by the next process.
+    async fn finish(mut self) -> Result<(), JoinError> {
+        let rest = async {
+            while let Some(done) = self.jobs.join_next().await {
+                done?;
+            }
+            Ok(())
+        };
+        timeout(SHUTDOWN_PATIENCE, rest).await.unwrap_or(Ok(()))
+    }
+
+    fn drain_patience(&self) -> Duration {
+        let graces = self
+            .view
+            .tasks()
+            .values()
+            .filter_map(|task| task.spec.kill.as_ref()?.grace_period);
+        let grace = graces
+            .map(|grace| grace.duration())
+            .max()
+            .unwrap_or_default()
+            .max(GRACE_DEFAULT);
+        grace + STOP_AGAIN + SHUTDOWN_PATIENCE
+    }
+
+    /// Whether everything was to be stopped and is, and the API server knows it (if it can be told).
+    fn drained(&self) -> bool {
+        let Some(latest) = self.draining else {
+            return false;
+        };
+        let left = |container: &Container| !matches!(container.state, State::Exited(_));
+        let done = self.idle && !self.stale && !self.containers.iter().any(left);
+        done || Instant::now() >= latest
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Acted(uid, acted) => {
+                let now = self.parts.env.now();
+                for (action, answer) in &acted {
+                    self.memory.acted(action, answer, now);
+                }
+                self.busy.remove(&uid);
+                self.stale = true;
+            }
+            Done::Reported(key, answer) => {
+                self.reporting.remove(&key);
+                self.reported(key, *answer);
+            }
+        }
+    }
+
+    fn reported(&mut self, key: TaskKey, answer: Result<Option<Task>, CallError>) {
+        match answer {
+            Ok(Some(task)) => {
+                self.holds.remove(&key);
+                self.view.acknowledged(task);
+                return;
+            }
+            // Let go of: the watch will say so. Until then there is nothing to say.
+            Ok(None) => {}
+            Err(CallError::Fenced(_)) => {
+                tracing::warn!(task = %key, "the session is gone; nothing is said until there is another");
+                self.fenced = self
+                    .parts
+                    .active
+                    .borrow()
+                    .as_ref()
+                    .map(|session| session.fence.revision);
+                self.parts.doubt.notify_one();
+                return;
+            }
+            Err(error @ (CallError::Conflict(_) | CallError::NotFound(_))) => {
+                tracing::debug!(task = %key, %error, "the task has changed; looked at again");
+            }
+            Err(error) => tracing::warn!(task = %key, %error, "a status was not taken"),
+        }
+        let mut backoff = self.holds.remove(&key).map_or_else(Backoff::new, |hold| hold.backoff);
+        let until = Instant::now() + backoff.next();
+        self.holds.insert(key, Hold { until, backoff });
+    }
+
+    fn seen(&mut self, event: ViewEvent) {
+        match self.view.apply(event) {
+            // What is new may be what a report waited for.
+            Some(key) => {
+                if let Some(hold) = self.holds.get_mut(&key) {
+                    hold.until = Instant::now();
+                }
+            }
+            None => self.holds.retain(|key, _| self.view.tasks().contains_key(key)),
+        }
+    }
+
+    /// Lists if something may have changed, plans, and hands out what is to be done.
+    async fn round(&mut self) {
+        self.wake = None;
+        if self.stale && !self.list().await {
+            return;
+        }
+        let now = Instant::now();
+        let wall = self.parts.env.now();
+        let session = self.parts.active.borrow().clone();
+        let session = session.filter(|session| self.fenced != Some(session.fence.revision));
+        let orphans = self.orphans.look(&self.view, &self.containers, now);
+        let plan = plan::plan(&PlanInput {
+            agent: &self.parts.name,
+            tasks: self.view.tasks(),
+            containers: &self.containers,
+            devices: self.parts.devices.as_ref(),
+            now: wall,
+            may_start: session.is_some() && !self.view.regressed(),
+            draining: self.draining.is_some(),
+            busy: &self.busy,
+            orphans: &orphans,
+            memory: &self.memory,
+        });
+        self.idle = plan.actions.is_empty() && (plan.reports.is_empty() || session.is_none()) && self.jobs.is_empty();
+        self.wake = [
+            self.orphans.next(now),
+            self.draining,
+            plan.wake.map(|at| instant(at, wall, now)),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        self.carry_out(plan, session, now);
+    }
+
+    /// Whether the list is good.
+    async fn list(&mut self) -> bool {
+        self.stale = false;
+        let listed = timeout(RUNTIME_DEADLINE, self.parts.runtime.list()).await;
+        match listed {
+            Ok(Ok(containers)) => {
+                self.memory.listed(&containers, self.view.uids());
+                self.containers = containers;
+                self.list_backoff = Backoff::new();
+                return true;
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "the containers cannot be listed"),
+            Err(_) => tracing::warn!("the containers cannot be listed in time"),
+        }
+        self.stale = true;
+        self.wake = Some(Instant::now() + self.list_backoff.next());
+        false
+    }
+
+    fn carry_out(&mut self, plan: AgentPlan, session: Option<Session>, now: Instant) {
+        for problem in plan.problems {
+            if !self.problems.contains(&problem) {
+                tracing::warn!(problem, "left alone");
+                self.problems.insert(problem);
+            }
+        }
+        for (uid, actions) in plan.actions {
+            self.busy.insert(uid.clone());
+            let (runtime, slots) = (Arc::clone(&self.parts.runtime), Arc::clone(&self.runtime_slots));
+            self.jobs
+                .spawn(async move { Done::Acted(uid, executor::act(runtime, slots, actions).await) });
+        }
+        let Some(session) = session else {
+            return;
+        };
+        for (key, report) in plan.reports {
+            if self.reporting.contains(&key) {
+                continue;
+            }
+            match self.holds.get(&key) {
+                Some(hold) if hold.until > now => {
+                    self.wake = Some(self.wake.map_or(hold.until, |wake| wake.min(hold.until)));
+                    continue;
+                }
+                _ => {}
+            }
+            self.say(key, report, &session);
+        }
+    }
+
+    fn say(&mut self, key: TaskKey, report: Report, session: &Session) {
+        let Some(task) = self.view.tasks().get(&key).cloned() else {
+            return;
+        };
+        if let Report::Status(status) = &report {
+            tracing::info!(task = %key, phase = %status.phase, reason = ?status.reason, "says");
+        }
+        self.reporting.insert(key.clone());
+        let (client, slots) = (session.client.clone(), Arc::clone(&self.report_slots));
+        self.jobs.spawn(async move {
+            let answer = report::write(client, slots, task, report).await;
+            Done::Reported(key, Box::new(answer))
+        });
+    }
+}
+
+/// When the wall clock will show this, if nobody changes it; never the present, so that a clock that rounds makes no busy loop.
+fn instant(at: Timestamp, wall: Timestamp, now: Instant) -> Instant {
+    let wait = Duration::try_from(at.duration_since(wall)).unwrap_or_default();
+    now + wait.clamp(Duration::from_millis(1), RESYNC)
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,32 @@
+//! The agent as a program of its own.
+
+mod config;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let mut args = std::env::args_os();
+    // Before any thread: each container is held by this executable, run again.
+    if args.nth(1).as_deref() == Some("shim".as_ref()) {
+        return Ok(muster_runtime::process::shim_main(args));
+    }
+    start(&config::Args::parse())
+}
+
+#[tokio::main]
+async fn start(args: &config::Args) -> anyhow::Result<ExitCode> {
+    let stop = args.begin()?;
+    let parts = args.open().await?;
+    muster_agentd::run(
+        parts.client,
+        parts.runtime,
+        parts.devices,
+        parts.env,
+        parts.config,
+        stop,
+    )
+    .await?;
+    Ok(ExitCode::SUCCESS)
+}

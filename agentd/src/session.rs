@@ -1,0 +1,252 @@
+//! Presence: the agent's session is an ephemeral lease of its name, and its token fences every write of the agent.
+//!
+//! It promises: at most one session of a name at a time; a process that lost its session says nothing until it has another; a process
+//! that starts again on the same machine takes the session of its predecessor over at once, because the lock on the data directory
+//! proves that the predecessor is gone. What must never happen here: taking over the session of another machine.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use muster_api::names::NAMESPACE_AGENTS;
+use muster_client::{Client, Error, Fence, Preconditions};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::feed::Backoff;
+
+/// Who holds a session: which agent on which machine, and which process of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The machine together with the data directory; the same after a restart.
+    pub machine: String,
+    /// The boot of the machine.
+    pub boot_id: String,
+    /// Counts the processes that have used the data directory.
+    pub incarnation: u64,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.machine, self.boot_id, self.incarnation)
+    }
+}
+
+impl Identity {
+    /// The machine and the incarnation of a holder.
+    fn parse(holder: &str) -> Option<(&str, u64)> {
+        let (rest, incarnation) = holder.rsplit_once('/')?;
+        let (machine, _boot) = rest.rsplit_once('/')?;
+        Some((machine, incarnation.parse().ok()?))
+    }
+}
+
+/// The right to speak for an agent.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The token.
+    pub fence: Fence,
+    /// A client whose every write is made under it.
+    pub client: Client,
+}
+
+/// A later process of the same agent on the same machine holds the session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a later process of this agent ({0}) holds its session; this one ends")]
+pub struct Superseded(String);
+
+/// What to do about a session that somebody holds already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Held {
+    /// It is ours: an earlier request had succeeded without an answer.
+    Ours,
+    /// It is our predecessor's, who is gone.
+    Predecessor,
+    /// It is our successor's.
+    Successor,
+    /// It is somebody else's.
+    Foreign,
+}
+
+fn judge(ours: &Identity, holder: &str) -> Held {
+    if holder == ours.to_string() {
+        return Held::Ours;
+    }
+    match Identity::parse(holder) {
+        Some((machine, incarnation)) if machine == ours.machine && incarnation < ours.incarnation => Held::Predecessor,
+        Some((machine, incarnation)) if machine == ours.machine && incarnation > ours.incarnation => Held::Successor,
+        _ => Held::Foreign,
+    }
+}
+
+/// Keeps a session of an agent.
+pub struct Keeper {
+    /// Not fenced.
+    pub client: Client,
+    /// The name of the agent.
+    pub agent: String,
+    /// Who we are.
+    pub identity: Identity,
+    /// How long the session lasts without renewal.
+    pub ttl: Duration,
+    /// Where the session is told, `None` while there is none.
+    pub out: watch::Sender<Option<Session>>,
+    /// Somebody was told that the session is gone: look at once.
+    pub doubt: Arc<Notify>,
+}
+
+impl Keeper {
+    /// Gets a session and renews it, again and again.
+    ///
+    /// # Errors
+    /// [`Superseded`]: there must be no more of this process.
+    pub async fn keep(self) -> Result<std::convert::Infallible, Superseded> {
+        loop {
+            let fence = self.acquire().await?;
+            tracing::info!(agent = self.agent, session = fence.revision, "session begins");
+            let session = Session {
+                client: self.client.fenced(&fence),
+                fence,
+            };
+            self.renew(&session).await;
+            tracing::warn!(agent = self.agent, session = session.fence.revision, "session lost");
+            self.out.send_replace(None);
+        }
+    }
+
+    async fn acquire(&self) -> Result<Fence, Superseded> {
+        let holder = self.identity.to_string();
+        let mut backoff = Backoff::new();
+        loop {
+            let created = self
+                .client
+                .create_ephemeral_lease(NAMESPACE_AGENTS, &self.agent, &holder, self.ttl)
+                .await;
+            let error = match created {
+                Ok(fence) => return Ok(fence),
+                Err(Error::AlreadyExists(_)) => match self.take_over().await {
+                    Ok(Some(fence)) => return Ok(fence),
+                    Ok(None) => continue,
+                    Err(Blocked::Superseded(error)) => return Err(error),
+                    Err(Blocked::Foreign(holder)) => {
+                        tracing::warn!(
+                            agent = self.agent,
+                            holder,
+                            "another machine holds the session of this name"
+                        );
+                        sleep(self.ttl / 3).await;
+                        continue;
+                    }
+                    Err(Blocked::Failed(error)) => error,
+                },
+                Err(error) => error,
+            };
+            tracing::warn!(agent = self.agent, %error, "no session yet");
+            sleep(backoff.next()).await;
+        }
+    }
+
+    /// Looks at who holds the session. `None`: nobody any more, so try again.
+    async fn take_over(&self) -> Result<Option<Fence>, Blocked> {
+        let lease: Lease = match self.client.get(Some(NAMESPACE_AGENTS), &self.agent).await {
+            Ok(lease) => lease,
+            Err(Error::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(Blocked::Failed(error)),
+        };
+        let holder = lease
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.holder_identity.as_deref())
+            .unwrap_or_default();
+        match judge(&self.identity, holder) {
+            Held::Ours => {
+                let held = self.client.held_lease(NAMESPACE_AGENTS, &self.agent, holder).await;
+                held.map_err(Blocked::Failed)
+            }
+            Held::Predecessor => {
+                let only_if = Preconditions {
+                    uid: lease.metadata.uid.clone(),
+                    resource_version: None,
+                };
+                match self
+                    .client
+                    .delete::<Lease>(Some(NAMESPACE_AGENTS), &self.agent, &only_if)
+                    .await
+                {
+                    Ok(_) | Err(Error::NotFound(_) | Error::Conflict(_)) => Ok(None),
+                    Err(error) => Err(Blocked::Failed(error)),
+                }
+            }
+            Held::Successor => Err(Blocked::Superseded(Superseded(holder.to_owned()))),
+            Held::Foreign => Err(Blocked::Foreign(holder.to_owned())),
+        }
+    }
+
+    /// Renews until the session is gone. Without an answer for two thirds of its time the session counts as doubtful, and is not used
+    /// until one comes.
+    async fn renew(&self, session: &Session) {
+        let mut acknowledged = Instant::now();
+        self.out.send_replace(Some(session.clone()));
+        let mut doubtful = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.doubt.notified() => {}
+                () = sleep(if doubtful { self.ttl / 6 } else { self.ttl / 3 }) => {}
+            }
+            let sent = Instant::now();
+            let answer = tokio::time::timeout(self.ttl / 3, self.client.renew(&session.fence)).await;
+            match answer {
+                Ok(Ok(())) => {
+                    acknowledged = sent;
+                    if std::mem::take(&mut doubtful) {
+                        self.out.send_replace(Some(session.clone()));
+                    }
+                }
+                Ok(Err(Error::Fenced(_) | Error::NotFound(_))) => return,
+                Ok(Err(error)) => tracing::warn!(agent = self.agent, %error, "the session is not renewed"),
+                Err(_) => tracing::warn!(agent = self.agent, "no answer to the renewal of the session"),
+            }
+            if !doubtful && acknowledged.elapsed() >= self.ttl * 2 / 3 {
+                doubtful = true;
+                self.out.send_replace(None);
+            }
+        }
+    }
+}
+
+enum Blocked {
+    Superseded(Superseded),
+    Foreign(String),
+    Failed(Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(machine: &str, incarnation: u64) -> Identity {
+        Identity {
+            machine: machine.to_owned(),
+            boot_id: "b".to_owned(),
+            incarnation,
+        }
+    }
+
+    #[test]
+    fn only_an_earlier_process_of_the_same_machine_is_taken_over_from() {
+        let ours = identity("m1", 5);
+        for (holder, held) in [
+            (identity("m1", 5).to_string(), Held::Ours),
+            (identity("m1", 4).to_string(), Held::Predecessor),
+            ("m1/another-boot/4".to_owned(), Held::Predecessor),
+            (identity("m1", 6).to_string(), Held::Successor),
+            (identity("m2", 4).to_string(), Held::Foreign),
+            ("m1".to_owned(), Held::Foreign),
+            (String::new(), Held::Foreign),
+        ] {
+            assert_eq!(judge(&ours, &holder), held, "{holder}");
+        }
+    }
+}
