@@ -321,7 +321,7 @@ fn compile(schema: &Value) -> Arc<Schema> {
 }
 
 /// The schema of a type with everything written out in place.
-fn schema_of<T: JsonSchema>() -> Value {
+pub(crate) fn schema_of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::openapi3().with(|settings| settings.inline_subschemas = true);
     let mut value = SchemaGenerator::from(settings).into_root_schema_for::<T>().to_value();
     structural(&mut value);
@@ -331,6 +331,9 @@ fn schema_of<T: JsonSchema>() -> Value {
 /// Makes a generated schema structural: no reference, no draft of JSON Schema, and an object of which nothing is known may
 /// hold anything.
 fn structural(schema: &mut Value) {
+    if schema == &Value::Bool(true) {
+        *schema = serde_json::json!({});
+    }
     let Some(map) = schema.as_object_mut() else { return };
     for name in [
         "$schema",
@@ -349,9 +352,10 @@ fn structural(schema: &mut Value) {
             map.remove(name);
         }
     }
-    let shapeless = map.get("type").is_some_and(|kind| kind == "object")
-        && !map.contains_key("properties")
-        && !map.contains_key("additionalProperties");
+    let known = map.get("type").is_some_and(|kind| kind != "object")
+        || map.contains_key("x-kubernetes-int-or-string")
+        || map.contains_key("enum");
+    let shapeless = !known && !map.contains_key("properties") && !map.contains_key("additionalProperties");
     if shapeless {
         map.insert("x-kubernetes-preserve-unknown-fields".to_owned(), Value::Bool(true));
     }

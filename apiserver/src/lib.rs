@@ -6,13 +6,17 @@
 //! call, an object in the store that its schema does not allow. The router is tested in-process through `tower`, on a paused clock.
 
 pub mod auth;
+pub mod discovery;
+pub mod documents;
 pub mod error;
 pub mod files;
 pub mod keys;
 pub mod kinds;
 pub mod limits;
+pub mod openapi;
 pub mod resource;
 pub mod schema;
 pub mod selector;
+pub mod table;
 pub mod tls;
 
