@@ -41,8 +41,16 @@ pub(super) enum Reply {
     Failed(String),
 }
 
-/// What a shim says once, through its standard output, when it has created its container or could not.
-pub(super) type Created = Reply;
+/// What a shim says once, through its standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Created {
+    /// The container is created.
+    Ok,
+    /// It cannot be created.
+    Failed(String),
+    /// Another shim is at it, or was.
+    Taken,
+}
 
 /// Connects to the shim of a container. NotFound or ConnectionRefused: there is none.
 pub(super) async fn connect(directory: &Directory) -> io::Result<UnixStream> {

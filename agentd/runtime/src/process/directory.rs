@@ -19,7 +19,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -159,18 +159,32 @@ impl Directory {
         }
     }
 
-    /// Locks it for a shim, unless one lives.
+    /// Locks it for a shim, unless it is locked. The lock is that of the directory that has this path now: one that was moved away in between
+    /// is not locked.
     pub(super) fn lock(&self) -> io::Result<Option<Locked>> {
-        let file = OpenOptions::new()
+        let file = self.lock_file()?;
+        if !locked(fcntl(file.as_fd(), FcntlArg::F_SETLK(&whole_file())))? {
+            return Ok(None);
+        }
+        let (ours, there) = (file.metadata()?, fs::metadata(self.join("lock")));
+        let same = there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
+        Ok(same.then_some(Locked(file)))
+    }
+
+    /// Locks it against shims, unless one lives: what an agent does before it moves a directory away. This lock is the open file's, not the
+    /// process's, which would lose it whenever another thread looks at [`Directory::shim`].
+    pub(super) fn lock_out_shims(&self) -> io::Result<Option<Locked>> {
+        let file = self.lock_file()?;
+        Ok(locked(fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file())))?.then_some(Locked(file)))
+    }
+
+    fn lock_file(&self) -> io::Result<File> {
+        OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
-            .open(self.join("lock"))?;
-        match fcntl(file.as_fd(), FcntlArg::F_SETLK(&whole_file())) {
-            Ok(_) => Ok(Some(Locked(file))),
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+            .mode(0o600)
+            .open(self.join("lock"))
     }
 
     /// The shim that holds the lock.
@@ -182,6 +196,14 @@ impl Directory {
         let mut lock = whole_file();
         fcntl(file.as_fd(), FcntlArg::F_GETLK(&mut lock))?;
         Ok((i32::from(lock.l_type) != libc::F_UNLCK).then(|| u32::try_from(lock.l_pid).unwrap_or(0)))
+    }
+}
+
+fn locked(result: nix::Result<i32>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -209,6 +231,18 @@ mod tests {
         assert_eq!(directory.exit().expect("read"), Some(exit));
         fs::write(directory.join("exit"), "{").expect("written");
         assert!(directory.exit().is_err());
+    }
+
+    #[test]
+    fn agent_and_agent_lock_each_other_out() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let directory = Directory::at(temp.path().to_owned());
+        let held = directory.lock_out_shims().expect("asked").expect("free");
+        assert!(directory.lock_out_shims().expect("asked").is_none());
+        assert!(directory.lock().expect("asked").is_none(), "nor can a shim begin");
+        assert!(directory.shim().expect("asked").is_some());
+        drop(held);
+        assert!(directory.lock_out_shims().expect("asked").is_some());
     }
 
     #[test]

@@ -17,39 +17,12 @@ use crate::limits::KILL_DEADLINE;
 /// Between two looks at what is being killed.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// Kills what the shim held, writes an exit and gives it back. `None`: something would not die in time. Doing it twice, or twice at once, does
-/// no harm.
+/// Ends what the shim held, writes an exit and gives it back. `None`: something would not die in time. Doing it twice does no harm.
 pub(super) fn settle(directory: &Directory, hierarchies: Option<&Hierarchies>) -> io::Result<Option<Exit>> {
-    let plan = directory.plan()?.ok_or_else(|| io::Error::other("there is no plan"))?;
     let started_ms = directory.status()?.and_then(|status| status.started_ms);
-    let mut oom_killed = false;
-    match plan.isolation {
-        Held::Isolated { cgroup, .. } => {
-            let hierarchies = hierarchies.cloned().map_or_else(Hierarchies::detect, Ok)?;
-            let cgroup = Cgroup::new(hierarchies, &cgroup);
-            oom_killed = cgroup.oom_kills() > 0;
-            if !until_gone(|| {
-                cgroup.kill()?;
-                Ok(cgroup.processes()?.is_empty())
-            })? {
-                return Ok(None);
-            }
-            cgroup.remove()?;
-        }
-        Held::Plain { .. } => {
-            let mark = format!("MUSTER_SANDBOX={}", directory.join("sandbox").display());
-            if !until_gone(|| {
-                let marked = marked(Path::new("/proc"), mark.as_bytes());
-                // What has ended since is no failure.
-                marked
-                    .iter()
-                    .for_each(|pid| drop(sys::kill(Pid::from_raw(*pid), libc::SIGKILL)));
-                Ok(marked.is_empty())
-            })? {
-                return Ok(None);
-            }
-        }
-    }
+    let Some(oom_killed) = end(directory, hierarchies)? else {
+        return Ok(None);
+    };
     let error = match started_ms {
         Some(_) => "lost: its shim has ended or the machine was restarted, so nobody saw how it ended",
         None => "lost before it was started: its shim has ended or the machine was restarted",
@@ -61,6 +34,42 @@ pub(super) fn settle(directory: &Directory, hierarchies: Option<&Hierarchies>) -
     };
     directory.write("exit", &exit)?;
     Ok(Some(exit))
+}
+
+/// Kills what a shim that is no more held, and gives back what is left of it on the machine. Says whether something was killed for memory
+/// before; `None`: something would not die in time.
+pub(super) fn end(directory: &Directory, hierarchies: Option<&Hierarchies>) -> io::Result<Option<bool>> {
+    // Without a plan there was no shim.
+    let Some(plan) = directory.plan()? else {
+        return Ok(Some(false));
+    };
+    match plan.isolation {
+        Held::Isolated { cgroup, .. } => {
+            let hierarchies = hierarchies.cloned().map_or_else(Hierarchies::detect, Ok)?;
+            let cgroup = Cgroup::new(hierarchies, &cgroup);
+            let oom_killed = cgroup.oom_kills() > 0;
+            let gone = until_gone(|| {
+                cgroup.kill()?;
+                Ok(cgroup.processes()?.is_empty())
+            })?;
+            if gone {
+                cgroup.remove()?;
+            }
+            Ok(gone.then_some(oom_killed))
+        }
+        Held::Plain { .. } => {
+            let mark = format!("MUSTER_SANDBOX={}", directory.join("sandbox").display());
+            let gone = until_gone(|| {
+                let marked = marked(Path::new("/proc"), mark.as_bytes());
+                // What has ended since is no failure.
+                marked
+                    .iter()
+                    .for_each(|pid| drop(sys::kill(Pid::from_raw(*pid), libc::SIGKILL)));
+                Ok(marked.is_empty())
+            })?;
+            Ok(gone.then_some(false))
+        }
+    }
 }
 
 fn until_gone(mut gone: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {

@@ -16,6 +16,7 @@
 
 mod cgroup;
 mod clock;
+mod config;
 mod control;
 mod directory;
 mod host;
@@ -23,118 +24,39 @@ mod init;
 mod logs;
 mod lost;
 mod prepare;
+mod shared;
 mod shim;
 mod sys;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
 use crate::{Container, ContainerId, ContainerSpec, Error, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
-use cgroup::Hierarchies;
 use control::{Created, LINE_MAX, Reply, Request};
 use directory::Directory;
+use shared::{Shared, blocking, lock, system};
 
+pub use config::{Config, Isolate, ShimCommand};
 pub use shim::shim_main;
 
 /// How often something is looked at that cannot announce itself: a shim that another agent has just begun.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// How to run this executable as a shim. It is run with the directory of a container as last argument and has to call [`shim_main`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShimCommand {
-    /// The executable.
-    pub program: PathBuf,
-    /// What makes it a shim.
-    pub args: Vec<OsString>,
-}
-
-impl Default for ShimCommand {
-    /// The running executable, also after its file was replaced, with the hidden subcommand `shim`.
-    fn default() -> ShimCommand {
-        ShimCommand {
-            program: "/proc/self/exe".into(),
-            args: vec!["shim".into()],
-        }
-    }
-}
-
-/// How commands are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isolate {
-    /// Isolated where that is possible, as plain processes elsewhere.
-    Auto,
-    /// As plain processes.
-    Plain,
-}
-
-/// What a [`ProcessRuntime`] has to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Where containers are kept. One runtime's own; containers found there are its containers.
-    pub state_dir: PathBuf,
-    /// The shim.
-    pub shim: ShimCommand,
-    /// Files and directories of the machine that no container of [`crate::Rootfs::Host`] may see, besides those known anyway.
-    pub hidden: Vec<PathBuf>,
-    /// The cgroup below which those of containers are, absolute in every hierarchy; must not be shared by two state directories.
-    pub cgroup_parent: String,
-    /// How commands are held.
-    pub isolate: Isolate,
-}
-
-impl Config {
-    /// The usual configuration for a state directory; the cgroup is named after it.
-    pub fn new(state_dir: impl Into<PathBuf>) -> Config {
-        let state_dir = state_dir.into();
-        // FNV-1a: names only have to differ between the few state directories of one machine.
-        let name = state_dir.as_os_str().as_encoded_bytes();
-        let hash = name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-        });
-        Config {
-            cgroup_parent: format!("/muster/{hash:016x}"),
-            state_dir,
-            shim: ShimCommand::default(),
-            hidden: Vec::new(),
-            isolate: Isolate::Auto,
-        }
-    }
-}
-
 /// The runtime for commands on this machine.
 pub struct ProcessRuntime {
     shared: Arc<Shared>,
-    /// One for each living shim, and one for each shim of ours to be reaped.
-    tasks: Mutex<JoinSet<()>>,
-}
-
-struct Shared {
-    config: Config,
-    /// `None`: as plain processes.
-    hierarchies: Option<Hierarchies>,
-    isolation: Isolation,
-    /// Rises when anything may have changed.
-    version: watch::Sender<u64>,
-    watched: Mutex<BTreeSet<ContainerId>>,
-    /// Held while a lost container is settled.
-    settling: Mutex<()>,
-    /// Of each container that a call works on; two calls on one container take turns.
-    busy: Mutex<BTreeMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl ProcessRuntime {
@@ -159,11 +81,11 @@ impl ProcessRuntime {
             version: watch::Sender::new(0),
             watched: Mutex::default(),
             settling: Mutex::default(),
+            tasks: Mutex::new(JoinSet::new()),
             busy: Mutex::default(),
         };
         Ok(ProcessRuntime {
             shared: Arc::new(shared),
-            tasks: Mutex::new(JoinSet::new()),
         })
     }
 
@@ -178,27 +100,58 @@ impl ProcessRuntime {
             let _ = cgroup::Cgroup::new(hierarchies.clone(), &self.shared.config.cgroup_parent).remove();
         }
     }
+}
 
+impl ProcessRuntime {
+    /// Does work that must not stop halfway when nobody waits for it any more: it would leave the disk to the next call while it is still
+    /// being written by this one. The next call on the container waits for its turn.
+    async fn to_its_end(
+        &self,
+        call: &'static str,
+        deadline: Duration,
+        work: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (tell, told) = oneshot::channel();
+        self.shared.tasks().spawn(async move {
+            // Whoever asked may have given up.
+            let _ = tell.send(work.await);
+        });
+        let gone = |_| Error::System {
+            context: call.to_owned(),
+            message: "the call was ended".to_owned(),
+        };
+        within(call, deadline, async { told.await.map_err(gone)? }).await
+    }
+}
+
+impl Drop for ProcessRuntime {
+    /// Lets go of shims and of calls that nobody waits for any more, as when the agent ends.
+    fn drop(&mut self) {
+        self.shared.tasks().abort_all();
+    }
+}
+
+impl Shared {
     fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         tasks
     }
 
     /// Has the shim of a container watched from now on, if it lives.
-    async fn watch(&self, id: &ContainerId) {
-        if !lock(&self.shared.watched).insert(id.clone()) {
+    async fn watch(self: &Arc<Self>, id: &ContainerId) {
+        if !lock(&self.watched).insert(id.clone()) {
             return;
         }
-        let directory = self.shared.directory(id);
+        let directory = self.directory(id);
         let mut stream = match control::connect(&directory).await {
             Ok(stream) => stream,
             Err(_) => {
-                lock(&self.shared.watched).remove(id);
+                lock(&self.watched).remove(id);
                 return;
             }
         };
-        let (shared, id) = (Arc::clone(&self.shared), id.clone());
+        let (shared, id) = (Arc::clone(self), id.clone());
         self.tasks().spawn(async move {
             let mut block = [0; 16];
             let asked = tokio::io::AsyncWriteExt::write_all(&mut stream, &control::encode(&Request::Watch)).await;
@@ -210,11 +163,11 @@ impl ProcessRuntime {
         });
     }
 
-    /// Runs a shim, and waits until it says that its container is created.
-    async fn spawn(&self, directory: &Directory) -> Result<(), Error> {
+    /// Runs a shim, and waits until it says that its container is created, or that another one is at it.
+    async fn spawn(self: &Arc<Self>, directory: &Directory) -> Result<(), Error> {
         let failed = |error: io::Error| system("starting the shim", &error);
         let errors = fs::File::create(directory.join("shim.log")).map_err(failed)?;
-        let shim = &self.shared.config.shim;
+        let shim = &self.config.shim;
         let mut command = tokio::process::Command::new(&shim.program);
         command
             .args(&shim.args)
@@ -225,23 +178,30 @@ impl ProcessRuntime {
         command.kill_on_drop(false);
         let mut child = command.spawn().map_err(failed)?;
         let stdout = child.stdout.take().expect("its output was asked to be a pipe");
-        let shared = Arc::clone(&self.shared);
+        let (tell, ended) = oneshot::channel();
+        let shared = Arc::clone(self);
         self.tasks().spawn(async move {
-            // Only to reap it.
-            let _ = child.wait().await;
+            let _ = tell.send(child.wait().await);
             shared.changed();
         });
-        // Not to its end: the first process of the container keeps it open until it runs the command.
+        // Not to its end: the first process of the container keeps the pipe open until it runs the command, even when the shim is killed.
         let mut line = Vec::new();
         let mut stdout = BufReader::new(stdout.take(LINE_MAX as u64));
-        stdout.read_until(b'\n', &mut line).await.map_err(failed)?;
+        tokio::select! {
+            biased;
+            read = stdout.read_until(b'\n', &mut line) => drop(read.map_err(failed)?),
+            _ = ended => {
+                // What it said last may be in the pipe.
+                let _ = tokio::time::timeout(LOOK_AGAIN, stdout.read_until(b'\n', &mut line)).await;
+            }
+        }
         let message = match serde_json::from_slice(&line) {
-            Ok(Created::Ok) => return Ok(()),
+            Ok(Created::Ok | Created::Taken) => return Ok(()),
             Ok(Created::Failed(message)) => message,
-            Err(_) => fs::read_to_string(directory.join("shim.log"))
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
+            Err(_) => {
+                let errors = fs::read_to_string(directory.join("shim.log")).unwrap_or_default();
+                format!("the shim has ended: {}", errors.trim())
+            }
         };
         Err(Error::System {
             context: "creating the container".to_owned(),
@@ -250,9 +210,14 @@ impl ProcessRuntime {
     }
 
     /// Whether the container exists with this spec, once nobody is making it any more.
-    async fn exists(&self, directory: &Directory, id: &ContainerId, spec: &ContainerSpec) -> Result<bool, Error> {
+    async fn exists(
+        self: &Arc<Self>,
+        directory: &Directory,
+        id: &ContainerId,
+        spec: &ContainerSpec,
+    ) -> Result<bool, Error> {
         loop {
-            let there = self.shared.inspect(directory.clone()).await?;
+            let there = self.inspect(directory.clone()).await?;
             let found = directory.spec().map_err(|error| system("reading the spec", &error))?;
             match (there, found) {
                 (Some(_), Some(found)) if found == *spec => return Ok(true),
@@ -271,36 +236,39 @@ impl ProcessRuntime {
         }
     }
 
-    async fn create_now(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<(), Error> {
-        let directory = self.shared.directory(id);
-        let _turn = self.shared.turn(id).await;
-        if self.exists(&directory, id, spec).await? {
-            return Ok(());
-        }
-        let (shared, whole, known) = (Arc::clone(&self.shared), directory.clone(), (id.clone(), spec.clone()));
-        let prepared = blocking("preparing the container", move || {
-            shared.discard(whole.path())?;
-            prepare::prepare(&shared.config, shared.hierarchies.as_ref(), &whole, &known.0, &known.1)
-        });
-        let made = match prepared.await {
-            Ok(()) => self.spawn(&directory).await,
-            failed => failed,
-        };
-        if let Err(error) = made {
-            let shared = Arc::clone(&self.shared);
-            blocking("removing what was prepared", move || shared.discard(directory.path())).await?;
-            return Err(error);
+    async fn create_now(self: &Arc<Self>, id: &ContainerId, spec: &ContainerSpec) -> Result<(), Error> {
+        let directory = self.directory(id);
+        let _turn = self.turn(id).await;
+        // Once is enough, unless the shim of an agent that has died comes in between.
+        while !self.exists(&directory, id, spec).await? {
+            let (shared, whole, known) = (Arc::clone(self), directory.clone(), (id.clone(), spec.clone()));
+            let prepared = blocking("preparing the container", move || {
+                if !shared.discard(&whole)? {
+                    return Ok(false);
+                }
+                let hierarchies = shared.hierarchies.as_ref();
+                prepare::prepare(&shared.config, hierarchies, &whole, &known.0, &known.1).map(|()| true)
+            });
+            let made = match prepared.await {
+                Ok(true) => self.spawn(&directory).await,
+                other => other.map(drop),
+            };
+            if let Err(error) = made {
+                let shared = Arc::clone(self);
+                blocking("removing what was prepared", move || shared.discard(&directory)).await?;
+                return Err(error);
+            }
         }
         self.watch(id).await;
-        self.shared.changed();
+        self.changed();
         Ok(())
     }
 
     /// Asks the shim of a container, when it lives. Otherwise the container has ended, and there is nothing to do.
-    async fn ask(&self, id: &ContainerId, request: Request) -> Result<(), Error> {
-        let directory = self.shared.directory(id);
-        let _turn = self.shared.turn(id).await;
-        match self.shared.inspect(directory.clone()).await? {
+    async fn ask(self: &Arc<Self>, id: &ContainerId, request: Request) -> Result<(), Error> {
+        let directory = self.directory(id);
+        let _turn = self.turn(id).await;
+        match self.inspect(directory.clone()).await? {
             None => return Err(Error::NotFound(id.clone())),
             Some(Container {
                 state: State::Exited(_),
@@ -310,7 +278,7 @@ impl ProcessRuntime {
         }
         self.watch(id).await;
         let reply = control::ask(&directory, request).await;
-        self.shared.changed();
+        self.changed();
         match reply {
             Ok(Reply::Ok) => Ok(()),
             Ok(Reply::Failed(message)) => Err(Error::System {
@@ -318,7 +286,7 @@ impl ProcessRuntime {
                 message,
             }),
             // It may have ended in between, and that was all that was wanted.
-            Err(error) => match self.shared.inspect(directory).await? {
+            Err(error) => match self.inspect(directory).await? {
                 Some(Container {
                     state: State::Exited(_),
                     ..
@@ -328,10 +296,10 @@ impl ProcessRuntime {
         }
     }
 
-    async fn remove_now(&self, id: &ContainerId) -> Result<(), Error> {
-        let directory = self.shared.directory(id);
-        let _turn = self.shared.turn(id).await;
-        match self.shared.inspect(directory.clone()).await? {
+    async fn remove_now(self: &Arc<Self>, id: &ContainerId) -> Result<(), Error> {
+        let directory = self.directory(id);
+        let _turn = self.turn(id).await;
+        match self.inspect(directory.clone()).await? {
             Some(Container {
                 state: State::Exited(_),
                 ..
@@ -346,167 +314,32 @@ impl ProcessRuntime {
             }
             None => {}
         }
-        // The shim cleans up after it has written the exit.
-        while directory
-            .shim()
-            .map_err(|error| system("reading the lock", &error))?
-            .is_some()
-        {
+        loop {
+            let (shared, directory) = (Arc::clone(self), directory.clone());
+            if blocking("removing the container", move || shared.discard(&directory)).await? {
+                break;
+            }
+            // The shim cleans up after it has written the exit.
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        let shared = Arc::clone(&self.shared);
-        blocking("removing the container", move || shared.discard(directory.path())).await?;
-        self.shared.changed();
+        self.changed();
         Ok(())
     }
 
-    async fn list_now(&self) -> Result<Vec<Container>, Error> {
-        let shared = Arc::clone(&self.shared);
+    async fn list_now(self: &Arc<Self>) -> Result<Vec<Container>, Error> {
+        let shared = Arc::clone(self);
         let ids = blocking("listing", move || shared.ids()).await?;
         // First watched, then looked at: a change in between is announced.
         for id in &ids {
             self.watch(id).await;
         }
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(self);
         blocking("listing", move || {
             let containers = ids.into_iter().map(|id| shared.inspect_now(&shared.directory(&id)));
             containers.filter_map(Result::transpose).collect()
         })
         .await
     }
-}
-
-impl Shared {
-    fn directory(&self, id: &ContainerId) -> Directory {
-        Directory::at(self.config.state_dir.join("containers").join(id.as_str()))
-    }
-
-    fn changed(&self) {
-        self.version.send_modify(|version| *version += 1);
-    }
-
-    async fn turn(&self, id: &ContainerId) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut busy = lock(&self.busy);
-            busy.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(busy.entry(id.clone()).or_default())
-        };
-        turn.lock_owned().await
-    }
-
-    fn ids(&self) -> Result<Vec<ContainerId>, Error> {
-        let failed = |error: io::Error| system("listing", &error);
-        let mut ids = Vec::new();
-        for entry in fs::read_dir(self.config.state_dir.join("containers")).map_err(failed)? {
-            ids.extend(
-                entry
-                    .map_err(failed)?
-                    .file_name()
-                    .into_string()
-                    .ok()
-                    .and_then(ContainerId::new),
-            );
-        }
-        ids.sort();
-        Ok(ids)
-    }
-
-    async fn inspect(self: &Arc<Self>, directory: Directory) -> Result<Option<Container>, Error> {
-        let shared = Arc::clone(self);
-        blocking("looking at a container", move || shared.inspect_now(&directory)).await
-    }
-
-    /// The container in a directory; `None` when none was created there (completely).
-    fn inspect_now(&self, directory: &Directory) -> Result<Option<Container>, Error> {
-        let failed = |error: io::Error| system(&format!("container {}", directory.path().display()), &error);
-        let id = directory
-            .path()
-            .file_name()
-            .and_then(|name| ContainerId::new(name.to_str()?));
-        let (Some(id), Some(spec)) = (id, directory.spec().map_err(failed)?) else {
-            return Ok(None);
-        };
-        let container = |state| {
-            Some(Container {
-                id,
-                labels: spec.labels,
-                state,
-            })
-        };
-        if let Some(exit) = directory.exit().map_err(failed)? {
-            return Ok(container(State::Exited(exit)));
-        }
-        let shim = directory.shim().map_err(failed)?;
-        let Some(status) = directory.status().map_err(failed)? else {
-            return Ok(None);
-        };
-        if shim.is_none() {
-            let _one = lock(&self.settling);
-            // It may have ended properly between the two looks, or another caller has settled it.
-            let exit = directory.exit().map_err(failed)?;
-            let exit = exit.map_or_else(
-                || lost::settle(directory, self.hierarchies.as_ref()),
-                |exit| Ok(Some(exit)),
-            );
-            if let Some(exit) = exit.map_err(failed)? {
-                return Ok(container(State::Exited(exit)));
-            }
-            // What it held is still dying.
-        }
-        Ok(container(match status.started_ms {
-            None => State::Created,
-            Some(started_ms) => State::Running {
-                pid: status.pid,
-                started_ms,
-            },
-        }))
-    }
-
-    /// Removes the directory of a container, in one step for whoever lists.
-    fn discard(&self, directory: &Path) -> Result<(), Error> {
-        let failed = |error: io::Error| system(&format!("removing {}", directory.display()), &error);
-        let trash = self.config.state_dir.join("trash");
-        let name = directory.file_name().unwrap_or_default();
-        // A name that an earlier removal did not finish is taken.
-        let place = (0_u64..)
-            .map(|n| trash.join(format!("{}.{n}", name.display())))
-            .find(|place| !place.exists());
-        let place = place.expect("there are more numbers than files");
-        match fs::rename(directory, &place) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            renamed => renamed.map_err(failed)?,
-        }
-        match fs::remove_dir_all(place) {
-            // Another agent empties the trash.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn system(context: &str, error: &io::Error) -> Error {
-    Error::System {
-        context: context.to_owned(),
-        message: error.to_string(),
-    }
-}
-
-/// Does work that blocks on the disk.
-async fn blocking<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| {
-        Err(Error::System {
-            context: what.to_owned(),
-            message: error.to_string(),
-        })
-    })
 }
 
 async fn within<T>(
@@ -526,16 +359,22 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn list(&self) -> Result<Vec<Container>, Error> {
-        within("list", LIST_DEADLINE, self.list_now()).await
+        within("list", LIST_DEADLINE, self.shared.list_now()).await
     }
 
     async fn create(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<(), Error> {
         spec.check()?;
-        within("create", CREATE_DEADLINE, self.create_now(id, spec)).await
+        let (shared, id, spec) = (Arc::clone(&self.shared), id.clone(), spec.clone());
+        self.to_its_end(
+            "create",
+            CREATE_DEADLINE,
+            async move { shared.create_now(&id, &spec).await },
+        )
+        .await
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), Error> {
-        within("start", CALL_DEADLINE, self.ask(id, Request::Start)).await
+        within("start", CALL_DEADLINE, self.shared.ask(id, Request::Start)).await
     }
 
     async fn stop(&self, id: &ContainerId, stop: Stop) -> Result<(), Error> {
@@ -543,7 +382,7 @@ impl Runtime for ProcessRuntime {
         within(
             "stop",
             CALL_DEADLINE,
-            self.ask(
+            self.shared.ask(
                 id,
                 Request::Stop {
                     signal: stop.signal,
@@ -555,7 +394,9 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), Error> {
-        within("remove", REMOVE_DEADLINE, self.remove_now(id)).await
+        let (shared, id) = (Arc::clone(&self.shared), id.clone());
+        self.to_its_end("remove", REMOVE_DEADLINE, async move { shared.remove_now(&id).await })
+            .await
     }
 
     async fn logs(&self, id: &ContainerId, query: &LogQuery) -> Result<LogChunk, Error> {

@@ -11,8 +11,10 @@ use nix::unistd::geteuid;
 use oci_spec::runtime::Spec;
 
 use super::cgroup::{Cgroup, Hierarchies};
+use super::config::{Config, Isolate};
 use super::directory::{Directory, Held, Plan};
-use super::{Config, Isolate, host, system};
+use super::host;
+use super::shared::system;
 use crate::spec::{SANDBOX, Site, environment, generate};
 use crate::{ContainerId, ContainerSpec, Error, Isolation, Rootfs};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use muster_runtime::conformance::{Harness, Program};
-use muster_runtime::process::{Config, Isolate};
+use muster_runtime::process::{Config, Isolate, ShimCommand};
 use muster_runtime::{ContainerId, Error, ProcessRuntime, Runtime, State, Stop};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -46,6 +46,16 @@ pub(crate) fn trials() -> Vec<Trial> {
         trials.push(trial(&name("half_made_container_is_made_again"), false, move || {
             half_made(isolate)
         }));
+        trials.push(trial(
+            &name("call_that_was_given_up_goes_on_and_can_be_made_again"),
+            false,
+            move || given_up(isolate),
+        ));
+        trials.push(trial(
+            &name("agent_may_be_killed_at_any_place_of_a_start"),
+            false,
+            move || agent_killed_anywhere(isolate),
+        ));
         trials.push(trial(&name("state_directory_may_be_far_down"), false, move || {
             far_down(isolate)
         }));
@@ -53,6 +63,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             much_output(isolate)
         }));
     }
+    trials.push(trial(
+        "plain::shim_that_ends_at_once_is_an_error_at_once",
+        false,
+        no_shim,
+    ));
     trials.push(trial(
         "plain::all_promises_hold_for_another_user_than_root",
         false,
@@ -105,8 +120,7 @@ pub(crate) fn agent_main(args: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Starts such an agent, and kills it when it has done its work.
-fn let_an_agent_start(machine: &Machine, programs: &[Program]) {
+fn agent(machine: &Machine, programs: &[Program]) -> Command {
     let config = &machine.config;
     let mut agent = Command::new("/proc/self/exe");
     agent.arg("agent").arg(if config.isolate == Isolate::Plain {
@@ -120,7 +134,13 @@ fn let_an_agent_start(machine: &Machine, programs: &[Program]) {
             .iter()
             .map(|program| serde_json::to_string(&machine.spec(*program)).unwrap()),
     );
-    let mut agent: Child = agent.stdout(Stdio::piped()).spawn().unwrap();
+    agent.stdout(Stdio::piped());
+    agent
+}
+
+/// Starts such an agent, and kills it when it has done its work.
+fn let_an_agent_start(machine: &Machine, programs: &[Program]) {
+    let mut agent: Child = agent(machine, programs).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(agent.stdout.take().unwrap())
         .read_line(&mut line)
@@ -223,6 +243,37 @@ async fn shim_stopped(isolate: Isolate) {
     machine.clean().await;
 }
 
+async fn no_shim() {
+    let machine = Machine::new(Isolate::Plain);
+    // The second one leaves a process that keeps the pipe open, as a container's first one does.
+    for script in ["echo no >&2; exit 3", "sleep 3 & echo no >&2; exit 3"] {
+        let shim = ShimCommand {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+        };
+        let runtime = ProcessRuntime::new(Config {
+            shim,
+            ..machine.config.clone()
+        })
+        .unwrap();
+        let before = tokio::time::Instant::now();
+        let error = runtime
+            .create(&id("a"), &machine.spec(Program::Print))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::System { message, .. } if message.contains("no")),
+            "{error}"
+        );
+        assert!(
+            before.elapsed() < Duration::from_secs(2),
+            "it need not wait for the deadline"
+        );
+        assert_eq!(runtime.list().await.unwrap(), []);
+    }
+    machine.clean().await;
+}
+
 async fn half_made(isolate: Isolate) {
     let machine = Machine::new(isolate);
     let (runtime, id) = (machine.open(), id("a"));
@@ -238,6 +289,40 @@ async fn half_made(isolate: Isolate) {
     runtime.create(&id, &spec).await.unwrap();
     runtime.start(&id).await.unwrap();
     assert_eq!(exit(&runtime, &id).await.code, Some(5));
+    machine.clean().await;
+}
+
+async fn given_up(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let (runtime, id, spec) = (machine.open(), id("a"), machine.spec(Program::Print));
+    for patience_ms in 0..20 {
+        // Given up at some place or other.
+        let _ = tokio::time::timeout(Duration::from_millis(patience_ms), runtime.create(&id, &spec)).await;
+    }
+    runtime.create(&id, &spec).await.unwrap();
+    assert_eq!(runtime.list().await.unwrap()[0].state, State::Created);
+    runtime.start(&id).await.unwrap();
+    assert_eq!(exit(&runtime, &id).await.code, Some(0));
+    assert_eq!(output(&runtime, &id).await.1, "err 1\n");
+    machine.clean().await;
+}
+
+async fn agent_killed_anywhere(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let runtime = machine.open();
+    for after_ms in (0..60).step_by(4) {
+        // From before its first step to after its last.
+        let mut agent = agent(&machine, &[Program::Print]).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(after_ms)).await;
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        let id = id("task0");
+        runtime.create(&id, &machine.spec(Program::Print)).await.unwrap();
+        runtime.start(&id).await.unwrap();
+        assert_eq!(exit(&runtime, &id).await.code, Some(0), "killed after {after_ms} ms");
+        assert_eq!(output(&runtime, &id).await.1, "err 1\n", "it ran once");
+        runtime.remove(&id).await.unwrap();
+    }
     machine.clean().await;
 }
 

@@ -245,6 +245,37 @@ impl Harness for Machine {
     }
 }
 
+/// What a failed test has left. A clean machine has nothing for this to do.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let state = self.state.path().to_str().unwrap().to_owned();
+        let ours = |pid: &i32| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.contains("\0shim\0") && line.contains(&state)
+        };
+        for pid in self.pids().into_iter().chain(pids().filter(ours)) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        for directory in cgroup_directories(&self.config.cgroup_parent) {
+            for inner in fs::read_dir(&directory)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|inner| inner.path().is_dir())
+            {
+                // The kernel takes a moment to bury them.
+                for _ in 0..100 {
+                    if fs::remove_dir(inner.path()).is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
 impl Cleans for Machine {
     const PAUSED: bool = false;
 

@@ -90,15 +90,16 @@ fn run(directory: Directory) -> io::Result<()> {
     sys::block_signals();
     // Its own session: signals of a terminal that the agent was started from do not reach it. Fails only when it has one already.
     let _ = nix::unistd::setsid();
-    let Some(lock) = directory.lock()? else { return Ok(()) };
-    if directory.exit()?.is_some() || directory.status()?.is_some() {
+    let to_agent = take_stdout()?;
+    let lock = directory.lock()?;
+    let (Some(lock), None, None) = (lock, directory.exit()?, directory.status()?) else {
+        say(&to_agent, &Created::Taken);
         return Ok(());
-    }
+    };
     let plan = directory.plan()?.ok_or_else(|| io::Error::other("there is no plan"))?;
     nix::sys::prctl::set_child_subreaper(true)?;
     nix::sys::prctl::set_name(c"muster-shim")?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let to_agent = take_stdout()?;
     match Shim::create(directory, &plan, lock) {
         Ok(shim) => {
             say(&to_agent, &Created::Ok);
@@ -359,9 +360,12 @@ impl Shim {
             finished_ms: *at_ms,
             error,
         };
-        // With a full disk this can fail. It is what the shim is for, so it stays until it can.
+        // With a full disk this can fail. It is what the shim is for, so it stays until it can; unless there is nowhere to write to any more.
         while let Err(error) = self.directory.write("exit", &exit) {
             eprintln!("exit: {error}");
+            if !self.directory.path().exists() {
+                break;
+            }
             poll(&mut [], PollTimeout::from(1000_u16))?;
         }
         self.peers.announce();

@@ -1,0 +1,66 @@
+//! What the process runtime has to be told.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// How to run this executable as a shim. It is run with the directory of a container as last argument and has to call [`shim_main`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShimCommand {
+    /// The executable.
+    pub program: PathBuf,
+    /// What makes it a shim.
+    pub args: Vec<OsString>,
+}
+
+impl Default for ShimCommand {
+    /// The running executable, also after its file was replaced, with the hidden subcommand `shim`.
+    fn default() -> ShimCommand {
+        ShimCommand {
+            program: "/proc/self/exe".into(),
+            args: vec!["shim".into()],
+        }
+    }
+}
+
+/// How commands are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolate {
+    /// Isolated where that is possible, as plain processes elsewhere.
+    Auto,
+    /// As plain processes.
+    Plain,
+}
+
+/// What a [`ProcessRuntime`] has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where containers are kept. One runtime's own; containers found there are its containers.
+    pub state_dir: PathBuf,
+    /// The shim.
+    pub shim: ShimCommand,
+    /// Files and directories of the machine that no container of [`crate::Rootfs::Host`] may see, besides those known anyway.
+    pub hidden: Vec<PathBuf>,
+    /// The cgroup below which those of containers are, absolute in every hierarchy; must not be shared by two state directories.
+    pub cgroup_parent: String,
+    /// How commands are held.
+    pub isolate: Isolate,
+}
+
+impl Config {
+    /// The usual configuration for a state directory; the cgroup is named after it.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Config {
+        let state_dir = state_dir.into();
+        // FNV-1a: names only have to differ between the few state directories of one machine.
+        let name = state_dir.as_os_str().as_encoded_bytes();
+        let hash = name.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        Config {
+            cgroup_parent: format!("/muster/{hash:016x}"),
+            state_dir,
+            shim: ShimCommand::default(),
+            hidden: Vec::new(),
+            isolate: Isolate::Auto,
+        }
+    }
+}
