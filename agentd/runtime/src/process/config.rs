@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// How to run this executable as a shim. It is run with the directory of a container as last argument and has to call [`shim_main`].
+/// How to run this executable as a shim. It is run with the directory of a container as last argument and has to call [`super::shim_main`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShimCommand {
     /// The executable.
@@ -31,7 +31,7 @@ pub enum Isolate {
     Plain,
 }
 
-/// What a [`ProcessRuntime`] has to know.
+/// What a [`super::ProcessRuntime`] has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where containers are kept. One runtime's own; containers found there are its containers.

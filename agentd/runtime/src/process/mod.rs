@@ -1,6 +1,6 @@
 //! Containers on this machine, without a daemon.
 //!
-//! Each container has a directory ([`directory`]) and a shim ([`shim_main`]): this executable again, which makes the container with
+//! Each container has a directory (module `directory`) and a shim ([`shim_main`]): this executable again, which makes the container with
 //! libcontainer, holds its output and writes down its exit. The runtime itself keeps nothing that matters: it reads directories and talks
 //! to shims, so any number of agents can come and go.
 //!
@@ -11,7 +11,7 @@
 //! What must never happen here: a process, a mount or a cgroup touched that is not below [`Config::state_dir`] or
 //! [`Config::cgroup_parent`].
 //!
-//! Tested by [`crate::conformance`] in both ways of holding a command, and by `tests/process` with everything killed and from inside
+//! Tested by [`crate::conformance`] in both ways of holding a command, and by `tests/runtime` with everything killed and from inside
 //! of containers.
 
 mod cgroup;
