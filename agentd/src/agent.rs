@@ -193,7 +193,8 @@ impl Agent {
             return false;
         };
         let left = |container: &Container| !matches!(container.state, State::Exited(_));
-        let done = self.idle && !self.stale && !self.containers.iter().any(left);
+        // What was never joined has started nothing.
+        let done = !self.joined || self.idle && !self.stale && !self.containers.iter().any(left);
         done || Instant::now() >= latest
     }
 
@@ -247,11 +248,12 @@ impl Agent {
     fn seen(&mut self, event: ViewEvent) {
         match self.view.apply(event) {
             // What is new may be what a report waited for.
-            Some(key) => {
+            Some(key) if self.view.tasks().contains_key(&key) => {
                 if let Some(hold) = self.holds.get_mut(&key) {
                     hold.until = Instant::now();
                 }
             }
+            Some(key) => drop(self.holds.remove(&key)),
             None => self.holds.retain(|key, _| self.view.tasks().contains_key(key)),
         }
     }

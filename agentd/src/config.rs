@@ -97,11 +97,11 @@ enum RuntimeKind {
 
 /// Everything that an agent is run with.
 pub(crate) struct Parts {
-    pub(crate) client: Client,
-    pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) devices: Arc<dyn DeviceSource>,
-    pub(crate) env: Arc<dyn Env>,
-    pub(crate) config: Config,
+    client: Client,
+    runtime: Arc<dyn Runtime>,
+    devices: Arc<dyn DeviceSource>,
+    env: Arc<dyn Env>,
+    config: Config,
     /// Keeps the data directory this process's own.
     _claim: Claim,
 }
@@ -116,6 +116,13 @@ fn attribute(text: &str) -> Result<(String, String), String> {
 
 fn file(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+impl Parts {
+    /// Runs the agent until it is told to stop.
+    pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), muster_agentd::Error> {
+        muster_agentd::run(self.client, self.runtime, self.devices, self.env, self.config, stop).await
+    }
 }
 
 impl Args {

@@ -44,7 +44,7 @@ enum End {
     Resume,
     /// The revision is not kept any more: list again.
     Expired,
-    /// It failed; it may go on after a while.
+    /// It failed.
     Failed(String),
 }
 
@@ -99,20 +99,21 @@ impl Feed {
                 }
             };
             self.send(ViewEvent::Listed(rows, revision)).await?;
-            loop {
-                let before = revision;
+            let listed = revision;
+            let end = loop {
                 match self.watch(&mut revision).await? {
                     End::Resume => {}
-                    End::Expired => break,
-                    End::Failed(error) => {
-                        tracing::warn!(%error, "the watch of the tasks failed");
-                        self.send(ViewEvent::Lost).await?;
-                        sleep(backoff.next()).await;
-                    }
+                    end => break end,
                 }
-                if revision != before {
-                    backoff = Backoff::new();
-                }
+            };
+            if revision != listed {
+                backoff = Backoff::new();
+            }
+            // After a failure there is a list, too: a server that was restored from a backup does not know the revision.
+            if let End::Failed(error) = end {
+                tracing::warn!(%error, "the watch of the tasks failed");
+                self.send(ViewEvent::Lost).await?;
+                sleep(backoff.next()).await;
             }
         }
     }

@@ -18,15 +18,6 @@ fn main() -> anyhow::Result<ExitCode> {
 #[tokio::main]
 async fn start(args: &config::Args) -> anyhow::Result<ExitCode> {
     let stop = args.begin()?;
-    let parts = args.open().await?;
-    muster_agentd::run(
-        parts.client,
-        parts.runtime,
-        parts.devices,
-        parts.env,
-        parts.config,
-        stop,
-    )
-    .await?;
+    args.open().await?.run(stop).await?;
     Ok(ExitCode::SUCCESS)
 }

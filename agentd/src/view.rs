@@ -145,6 +145,13 @@ impl View {
                 self.listed = true;
                 self.revision = revision;
                 self.highest = self.highest.max(revision);
+                if self.regressed() {
+                    tracing::error!(
+                        revision,
+                        highest = self.highest,
+                        "the API server has gone back in time; nothing new is started and nothing is removed until it catches up"
+                    );
+                }
                 None
             }
             ViewEvent::Changed(row) => {
