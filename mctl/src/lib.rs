@@ -1,4 +1,122 @@
-//! The command.
+//! The command: one binary for users, operators, agents and servers.
+//!
+//! What it promises: every mistake in a manifest is shown where it is, before anything is sent; exit codes are those of
+//! [`failure::Exit`]; results go to standard output and everything else to standard error, so that pipes get only results. What must
+//! never happen here: a second opinion about the cluster. The command shows what the API server says and decides nothing itself.
+//! Tested by a corpus of bad manifests, by snapshots of what is printed, and against the real API server.
 
+pub mod age;
+pub mod cli;
+pub mod commands;
+pub mod discovery;
+pub mod failure;
+pub mod jsonpath;
+pub mod kubeconfig;
 pub mod manifest;
+pub mod merge;
+pub mod observe;
+pub mod output;
+pub mod rest;
+pub mod session;
 pub mod style;
+pub mod table;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use cli::{Cli, Command, DryRun, Global};
+use failure::{Exit, Failure, Outcome};
+use session::{Session, Terminal};
+use style::Paint;
+
+/// Everything that `main` does.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(&cli.global);
+    let mut terminal = Terminal::real();
+    let outcome = match cli.command {
+        Command::Completion(args) => Ok(completion(args.shell)),
+        Command::Config(command) => commands::config::run(&cli.global, command, &mut terminal),
+        command => runtime().and_then(|runtime| runtime.block_on(dispatch(&cli.global, command, &mut terminal))),
+    };
+    finish(outcome, &mut terminal)
+}
+
+fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) -> Outcome {
+    match command {
+        Command::Version(args) => return commands::version::run(global, args, terminal).await,
+        Command::Apply(args) if args.dry_run == DryRun::Client => {
+            return commands::apply::run(None, args, terminal).await;
+        }
+        _ => {}
+    }
+    // Mistakes in manifests are told without a cluster, too.
+    let session = match Session::open(global).await {
+        Ok(session) => session,
+        Err(failure) => {
+            if let Command::Apply(args) = &command {
+                session::read_files(&args.files, terminal)?;
+            }
+            return Err(failure);
+        }
+    };
+    let session = &session;
+    match command {
+        Command::Get(args) => commands::get::run(session, args, terminal).await,
+        Command::Describe(args) => commands::describe::run(session, args, terminal).await,
+        Command::Apply(args) => commands::apply::run(Some(session), args, terminal).await,
+        Command::Delete(args) => commands::delete::run(session, args, terminal).await,
+        Command::Logs(args) => commands::logs::run(session, args, terminal).await,
+        Command::Run(args) => commands::run::run(session, args, terminal).await,
+        Command::Wait(args) => commands::wait::run(session, args, terminal).await,
+        Command::Why(args) => commands::why::run(session, args, terminal).await,
+        Command::Events(args) => commands::events::run(session, args, terminal).await,
+        Command::ApiResources(args) => commands::api_resources::run(session, args, terminal).await,
+        Command::Dev(_) | Command::Server(_) | Command::Agent(_) => {
+            Err(Failure::new("this build has no cluster in it"))
+        }
+        Command::Completion(_) | Command::Config(_) | Command::Version(_) => {
+            unreachable!("they are dispatched before a cluster is looked for")
+        }
+    }
+}
+
+fn completion(shell: clap_complete::Shell) -> Exit {
+    clap_complete::generate(shell, &mut Cli::command(), "mctl", &mut std::io::stdout());
+    Exit::Done
+}
+
+fn log(global: &Global) {
+    let filter = global.log.as_deref().unwrap_or("warn");
+    let filter =
+        tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(true)
+        .compact();
+    // Only the first call in a process sets it; a test may have been first.
+    let _ = lines.try_init();
+}
+
+/// Tells how it ended.
+fn finish(outcome: Outcome, terminal: &mut Terminal) -> ExitCode {
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(Failure::BrokenPipe) => Exit::Done.into(),
+        Err(Failure::Report(report)) => {
+            terminal.note(report.render(terminal.err_style));
+            Exit::Error.into()
+        }
+        Err(Failure::Message { exit, text }) => {
+            let head = terminal.err_style.paint(Paint::Error, "error:");
+            terminal.note(format!("{head} {text}"));
+            exit.into()
+        }
+    }
+}

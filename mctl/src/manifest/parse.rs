@@ -438,9 +438,9 @@ fn explain(kind: &ErrorKind, at: Option<char>, line: &str) -> (String, String) {
             "`&` and `*` need a name behind them",
             "a text that begins with `&` or `*` needs quotes",
         ),
-        E::UnexpectedCharacter { character } if matches!(character, '%' | '@' | '`') => {
-            ("a text cannot begin with this character", "put the text in quotes")
-        }
+        E::UnexpectedCharacter {
+            character: '%' | '@' | '`',
+        } => ("a text cannot begin with this character", "put the text in quotes"),
         E::RecursionLimitExceeded => {
             return (
                 format!("nested deeper than {} levels", limits::DEPTH_MAX),

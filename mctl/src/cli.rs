@@ -1,0 +1,514 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const AFTER: &str = "Exit codes: 0 done, 1 error, 2 differences, 3 the task cannot be placed, 4 timed out, 5 the task failed.\n\
+The cluster is the one of --kubeconfig, MUSTER_CONFIG, KUBECONFIG or ~/.config/muster/config; `mctl dev` starts one here.";
+
+/// Runs tasks on a cluster of machines, and shows what they do.
+#[derive(Debug, Parser)]
+#[command(name = "mctl", version, about, after_help = AFTER, disable_help_subcommand = true, propagate_version = false)]
+pub struct Cli {
+    /// For every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// The configuration file [default: MUSTER_CONFIG, KUBECONFIG or ~/.config/muster/config].
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Cluster")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the configuration [default: the current one].
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Cluster")]
+    pub context: Option<String>,
+    /// The namespace [default: that of the context].
+    #[arg(short, long, global = true, value_name = "NAME", help_heading = "Cluster")]
+    pub namespace: Option<String>,
+    /// What is logged to standard error, such as `info` or `muster_agentd=debug` [default: warn].
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        env = "MUSTER_LOG",
+        help_heading = "Cluster"
+    )]
+    pub log: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a whole cluster on this machine.
+    Dev(Box<DevArgs>),
+    /// Start the API server and the controllers.
+    Server(Box<ServerArgs>),
+    /// Start the agent of this machine.
+    Agent(Box<AgentArgs>),
+    /// Run a command as a task, show its output, end with its exit code.
+    Run(RunArgs),
+    /// Show objects.
+    Get(GetArgs),
+    /// Show everything about an object.
+    Describe(DescribeArgs),
+    /// Create or change what manifests describe.
+    Apply(ApplyArgs),
+    /// Delete objects.
+    Delete(DeleteArgs),
+    /// Show the output of a task.
+    Logs(LogsArgs),
+    /// Wait until something is true of objects.
+    Wait(WaitArgs),
+    /// Explain why a task is not placed, agent by agent.
+    Why(WhyArgs),
+    /// Show what happened.
+    Events(EventsArgs),
+    /// Show which kinds there are.
+    ApiResources(ApiResourcesArgs),
+    /// Show and choose clusters.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Show the versions of this command and of the server.
+    Version(VersionArgs),
+    /// Print a script that completes commands in a shell.
+    Completion(CompletionArgs),
+}
+
+/// Which objects of a collection.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Selection {
+    /// Of all namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// With these labels, such as `app=web,tier!=test`.
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub selector: Option<String>,
+    /// With these fields, such as `status.phase=Running`.
+    #[arg(long, value_name = "SELECTOR")]
+    pub field_selector: Option<String>,
+}
+
+/// Manifests.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Files {
+    /// Manifests: files, directories, or `-` for standard input.
+    #[arg(short = 'f', long = "filename", value_name = "FILE")]
+    pub filename: Vec<String>,
+    /// Look into directories of directories too.
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+}
+
+/// `mctl get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// KIND, KIND NAME…, KIND/NAME… or KIND,KIND.
+    #[arg(value_name = "KIND")]
+    pub what: Vec<String>,
+    /// Manifests whose objects are shown.
+    #[command(flatten)]
+    pub files: Files,
+    /// Which ones.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// wide, yaml, json, name, jsonpath=TEMPLATE, custom-columns=HEADING:.path,…
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+    /// Go on and show every change.
+    #[arg(short = 'w', long)]
+    pub watch: bool,
+    /// Show changes only.
+    #[arg(long)]
+    pub watch_only: bool,
+    /// Without the line of headings.
+    #[arg(long)]
+    pub no_headers: bool,
+    /// With a column of labels.
+    #[arg(long)]
+    pub show_labels: bool,
+    /// With metadata.managedFields.
+    #[arg(long)]
+    pub show_managed_fields: bool,
+    /// It is no error when an object is not there.
+    #[arg(long)]
+    pub ignore_not_found: bool,
+}
+
+/// `mctl describe`.
+#[derive(Debug, Args)]
+pub struct DescribeArgs {
+    /// KIND, KIND NAME… or KIND/NAME…
+    #[arg(value_name = "KIND", required = true)]
+    pub what: Vec<String>,
+    /// Which ones.
+    #[command(flatten)]
+    pub selection: Selection,
+}
+
+/// Whether something is only tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// It is done.
+    #[default]
+    None,
+    /// It is only checked here.
+    Client,
+    /// The server does everything but store it.
+    Server,
+}
+
+/// `mctl apply`.
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// What to apply.
+    #[command(flatten)]
+    pub files: Files,
+    /// Only try: `client` checks the manifests, `server` does everything but store.
+    #[arg(long, value_enum, default_value_t, num_args = 0..=1, default_missing_value = "server", require_equals = true)]
+    pub dry_run: DryRun,
+    /// Under which name changes are noted.
+    #[arg(long, default_value = "mctl-client-side-apply", value_name = "NAME")]
+    pub field_manager: String,
+    /// Wait until everything runs, has ended or cannot go on.
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, such as 30s; 0 means for ever.
+    #[arg(long, default_value = "5m", value_name = "SPAN")]
+    pub timeout: String,
+    /// name, yaml or json; errors too are printed as JSON with it.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+}
+
+/// `mctl delete`.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// KIND NAME… or KIND/NAME…
+    #[arg(value_name = "KIND")]
+    pub what: Vec<String>,
+    /// Manifests whose objects are deleted.
+    #[command(flatten)]
+    pub files: Files,
+    /// Which ones.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// All objects of the kind, in the namespace.
+    #[arg(long)]
+    pub all: bool,
+    /// It is no error when an object is not there.
+    #[arg(long)]
+    pub ignore_not_found: bool,
+    /// Whether to wait until they are gone.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub wait: bool,
+    /// How long to wait; 0 means for ever.
+    #[arg(long, default_value = "0", value_name = "SPAN")]
+    pub timeout: String,
+    /// Only try.
+    #[arg(long, value_enum, default_value_t, num_args = 0..=1, default_missing_value = "server", require_equals = true)]
+    pub dry_run: DryRun,
+    /// `name` prints names only.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+}
+
+/// `mctl logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The task.
+    #[arg(value_name = "TASK")]
+    pub task: String,
+    /// Go on until the task has ended.
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+    /// Of the attempt before.
+    #[arg(short = 'p', long)]
+    pub previous: bool,
+    /// The last so many lines.
+    #[arg(long, value_name = "LINES", default_value_t = -1, allow_negative_numbers = true)]
+    pub tail: i64,
+    /// What was written in the last span of time, such as 5m.
+    #[arg(long, value_name = "SPAN")]
+    pub since: Option<String>,
+    /// What was written after a time, such as 2026-01-02T10:00:00Z.
+    #[arg(long, value_name = "TIME", conflicts_with = "since")]
+    pub since_time: Option<String>,
+    /// With the time of each line.
+    #[arg(long)]
+    pub timestamps: bool,
+}
+
+/// `mctl run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The name of the task.
+    pub name: String,
+    /// How many CPUs.
+    #[arg(long, default_value = "0.1", value_name = "QUANTITY")]
+    pub cpus: String,
+    /// How much memory.
+    #[arg(long, default_value = "64Mi", value_name = "QUANTITY")]
+    pub memory: String,
+    /// How much disk.
+    #[arg(long, value_name = "QUANTITY")]
+    pub disk: Option<String>,
+    /// How many GPUs.
+    #[arg(long, value_name = "NUMBER")]
+    pub gpus: Option<String>,
+    /// Which GPUs, such as `H100|H200`.
+    #[arg(long, value_name = "MODEL", requires = "gpus")]
+    pub gpu_model: Option<String>,
+    /// How many ports.
+    #[arg(long, value_name = "NUMBER")]
+    pub ports: Option<u32>,
+    /// Who is charged.
+    #[arg(long)]
+    pub role: Option<String>,
+    /// A variable, NAME=VALUE.
+    #[arg(long, short = 'e', value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Labels, such as `app=web,tier=test`.
+    #[arg(long, short = 'l', value_name = "LABELS")]
+    pub labels: Option<String>,
+    /// Never, OnFailure or Always.
+    #[arg(long, default_value = "Never", value_name = "POLICY")]
+    pub restart: String,
+    /// How long it may run in all, such as 1h.
+    #[arg(long, value_name = "SPAN")]
+    pub deadline: Option<String>,
+    /// Delete the task when it has ended.
+    #[arg(long)]
+    pub rm: bool,
+    /// Create the task and do not wait for it.
+    #[arg(long, short = 'd', conflicts_with = "rm")]
+    pub detach: bool,
+    /// Only try: `client` prints the task, `server` does everything but store.
+    #[arg(long, value_enum, default_value_t, num_args = 0..=1, default_missing_value = "server", require_equals = true)]
+    pub dry_run: DryRun,
+    /// yaml or json, with --dry-run or --detach.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `mctl wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// KIND NAME… or KIND/NAME…
+    #[arg(value_name = "KIND")]
+    pub what: Vec<String>,
+    /// Manifests whose objects are waited for.
+    #[command(flatten)]
+    pub files: Files,
+    /// Which ones.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// All objects of the kind, in the namespace.
+    #[arg(long)]
+    pub all: bool,
+    /// condition=NAME[=VALUE], phase=PHASE, jsonpath={.path}[=VALUE], create or delete.
+    #[arg(long = "for", value_name = "WHAT")]
+    pub until: String,
+    /// How long to wait; 0 means: only look.
+    #[arg(long, default_value = "30s", value_name = "SPAN")]
+    pub timeout: String,
+}
+
+/// `mctl why`.
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// The task.
+    #[arg(value_name = "TASK")]
+    pub task: String,
+    /// yaml or json.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+}
+
+/// `mctl events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Of all namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// About one object, KIND/NAME.
+    #[arg(long = "for", value_name = "KIND/NAME")]
+    pub about: Option<String>,
+    /// Of these types, such as Warning.
+    #[arg(long, value_name = "TYPES", value_delimiter = ',')]
+    pub types: Vec<String>,
+    /// Go on and show what happens.
+    #[arg(short = 'w', long)]
+    pub watch: bool,
+    /// yaml or json.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+}
+
+/// `mctl api-resources`.
+#[derive(Debug, Args)]
+pub struct ApiResourcesArgs {
+    /// Of this group only.
+    #[arg(long, value_name = "GROUP")]
+    pub api_group: Option<String>,
+    /// wide or name.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+    /// Without the line of headings.
+    #[arg(long)]
+    pub no_headers: bool,
+}
+
+/// `mctl config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the name of the current context.
+    CurrentContext,
+    /// List the contexts.
+    GetContexts,
+    /// Choose the current context.
+    UseContext {
+        /// Its name.
+        name: String,
+    },
+    /// Print the configuration, without secrets.
+    View,
+}
+
+/// `mctl version`.
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// Of this command only.
+    #[arg(long)]
+    pub client: bool,
+    /// yaml or json.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+}
+
+/// `mctl completion`.
+#[derive(Debug, Args)]
+pub struct CompletionArgs {
+    /// Which shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// How agents run tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeKind {
+    /// As isolated processes of this machine.
+    #[default]
+    Process,
+    /// Not at all: tasks only seem to run.
+    #[value(hide = true)]
+    Fake,
+}
+
+/// `mctl dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Where the cluster keeps what it knows [default: ~/.local/share/muster].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API server listens; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
+    pub listen: std::net::SocketAddr,
+    /// How many agents.
+    #[arg(long, default_value_t = 1, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(0..=100))]
+    pub agents: u16,
+    /// GPUs of each agent: `sim:8xH100` makes some up, `none` hides them.
+    #[arg(long, value_name = "GPUS")]
+    pub gpus: Option<String>,
+    /// How tasks are run.
+    #[arg(long, value_enum, default_value_t)]
+    pub runtime: RuntimeKind,
+    /// Leave ~/.config/muster/config alone.
+    #[arg(long)]
+    pub no_context: bool,
+}
+
+/// `mctl server`.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Where the cluster keeps what it knows [default: ~/.local/share/muster].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API server listens.
+    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
+    pub listen: std::net::SocketAddr,
+}
+
+/// `mctl agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The name of the agent [default: that of the machine].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where the agent keeps what it knows [default: ~/.local/share/muster-agent].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_dir: Option<PathBuf>,
+    /// The directory of the server on this machine, which has the certificates that the agent needs.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub server_dir: Option<PathBuf>,
+    /// GPUs: `sim:8xH100` makes some up, `none` hides them.
+    #[arg(long, value_name = "GPUS")]
+    pub gpus: Option<String>,
+    /// How tasks are run.
+    #[arg(long, value_enum, default_value_t)]
+    pub runtime: RuntimeKind,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_those_of_kubectl() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
+        for line in [
+            "mctl get tasks -A -l app=x -o yaml -w",
+            "mctl get task/a agent/b -n x",
+            "mctl -n x get tk a b --no-headers",
+            "mctl apply -f a.yaml -f b/ -R --dry-run=server --field-manager me",
+            "mctl apply -f - --wait --timeout 30s",
+            "mctl delete -f a.yaml --wait=false --ignore-not-found",
+            "mctl delete tasks --all -n x",
+            "mctl logs a -f --tail 5 --since 1m --timestamps",
+            "mctl logs task/a -p --tail -1",
+            "mctl run a --cpus 1 --memory 1Gi --gpus 1 --rm -e A=b --restart OnFailure -- sh -c x",
+            "mctl wait task/a --for=condition=Ready --timeout 1m",
+            "mctl wait task a --for=jsonpath={.status.phase}=Running",
+            "mctl why a -o json",
+            "mctl events --for task/a -w",
+            "mctl dev --listen 127.0.0.1:0 --agents 3 --gpus sim:8xH100 --runtime fake",
+            "mctl version --client",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in [
+            "mctl",
+            "mctl gte tasks",
+            "mctl run a",
+            "mctl dev --agents -1",
+            "mctl apply -f x --dry-run=maybe",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

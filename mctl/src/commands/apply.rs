@@ -1,0 +1,356 @@
+//! `mctl apply`: makes the cluster have what manifests describe.
+//!
+//! Everything is checked before anything is sent: first here, then, when there are several objects, by the server in a dry run of all of
+//! them. A mistake that the server finds is shown at its place in the manifest too.
+
+use std::collections::BTreeSet;
+
+use http::Method;
+use serde_json::Value;
+
+use crate::cli::{ApplyArgs, DryRun};
+use crate::discovery::{Catalogue, Resource};
+use crate::failure::{Exit, Failure, Outcome};
+use crate::manifest::suggest::nearest;
+use crate::manifest::{Code, Diagnostic, Document, Report};
+use crate::merge;
+use crate::output::{self, Format};
+use crate::rest::{CallError, JSON, Payload, Rest, with_query};
+use crate::session::{Session, Terminal, read_files, span};
+
+use super::live;
+
+/// An object to apply.
+struct Item<'a> {
+    document: &'a Document,
+    resource: Resource,
+    namespace: String,
+}
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Created,
+    Configured,
+    Unchanged,
+}
+
+impl Change {
+    fn word(self) -> &'static str {
+        match self {
+            Change::Created => "created",
+            Change::Configured => "configured",
+            Change::Unchanged => "unchanged",
+        }
+    }
+}
+
+/// Runs the command.
+pub async fn run(session: Option<&Session>, args: ApplyArgs, terminal: &mut Terminal) -> Outcome {
+    let format = Format::parse(args.output.as_deref())?;
+    if matches!(format, Format::Wide | Format::Template(_) | Format::Columns(_)) {
+        return Err(Failure::new("-o: there are name, yaml and json"));
+    }
+    let outcome = apply(session, &args, &format, terminal).await;
+    match outcome {
+        Err(Failure::Report(report)) if matches!(format, Format::Json) => {
+            terminal.text(output::pretty(&report.to_json()))?;
+            Ok(Exit::Error)
+        }
+        other => other,
+    }
+}
+
+async fn apply(session: Option<&Session>, args: &ApplyArgs, format: &Format, terminal: &mut Terminal) -> Outcome {
+    if args.files.filename.is_empty() {
+        return Err(Failure::new("name the manifests: mctl apply -f FILE"));
+    }
+    let timeout = span("--timeout", &args.timeout)?;
+    let documents = read_files(&args.files, terminal)?;
+    let Some(session) = session else {
+        for document in &documents {
+            let title = format!("{}/{}", document.kind.to_lowercase(), document.name);
+            terminal.line(format!("{title} is fine (client dry run)"))?;
+        }
+        return Ok(Exit::Done);
+    };
+    let catalogue = session.catalogue().await?;
+    let mut items = items(session, &catalogue, &documents)?;
+    // What is in a namespace can only be created when that is there.
+    items.sort_by_key(|item| item.document.kind != "Namespace");
+    let server = Server {
+        rest: &session.rest,
+        manager: &args.field_manager,
+    };
+    if items.len() > 1 || args.dry_run == DryRun::Server {
+        check_all(&server, &items).await?;
+    }
+    let dry = args.dry_run == DryRun::Server;
+    let mut applied: Vec<(Resource, Value)> = Vec::new();
+    for item in &items {
+        let done = if dry {
+            server.apply(item, true).await
+        } else {
+            server.apply(item, false).await
+        };
+        let (change, object, warnings) = match done {
+            Ok(done) => done,
+            Err(error) if dry && namespace_comes(&items, item, &error) => {
+                (Change::Created, item.document.object.clone(), Vec::new())
+            }
+            Err(error) => return Err(stopped(item, &error, &applied, documents.len())),
+        };
+        warnings
+            .iter()
+            .for_each(|warning| terminal.note(warn(item.document, warning, terminal.err_style)));
+        let title = format!("{}/{}", item.resource.title(), item.document.name);
+        match format {
+            Format::Table => terminal.line(format!(
+                "{title} {}{}",
+                change.word(),
+                if dry { " (server dry run)" } else { "" }
+            ))?,
+            Format::Name => terminal.line(title)?,
+            _ => {}
+        }
+        applied.push((item.resource.clone(), object));
+    }
+    if matches!(format, Format::Yaml | Format::Json) {
+        let tidied = applied
+            .iter()
+            .map(|(resource, object)| (resource.clone(), output::tidy(object, false)))
+            .collect();
+        output::print(&mut terminal.out, format, tidied, applied.len() == 1)?;
+    }
+    if args.wait && !dry {
+        return live::wait(session, &applied, timeout, terminal).await;
+    }
+    Ok(Exit::Done)
+}
+
+fn items<'a>(session: &Session, catalogue: &Catalogue, documents: &'a [Document]) -> Outcome<Vec<Item<'a>>> {
+    let mut items = Vec::new();
+    let mut report = Report {
+        documents: documents.len(),
+        ..Report::default()
+    };
+    for document in documents {
+        let namespace = match session.namespace_of(document) {
+            Ok(namespace) => namespace,
+            Err(Failure::Report(wrong)) => {
+                report.diagnostics.extend(wrong.diagnostics);
+                continue;
+            }
+            Err(other) => return Err(other),
+        };
+        match catalogue.of(&document.api_version, &document.kind) {
+            Some(resource) => items.push(Item {
+                document,
+                resource: resource.clone(),
+                namespace,
+            }),
+            None => {
+                let title = format!("the server has no kind `{}` of {}", document.kind, document.api_version);
+                let place = document.node.locate("kind").span;
+                let kinds = catalogue.resources.iter().map(|resource| resource.kind.as_str());
+                let diagnostic = Diagnostic::new(Code::UnknownKind, &document.source, Some(place), title)
+                    .suggest(nearest(&document.kind, kinds.filter(|kind| *kind != document.kind)))
+                    .help("`mctl api-resources` lists the kinds")
+                    .field("kind");
+                report.diagnostics.push(diagnostic);
+            }
+        }
+    }
+    if report.diagnostics.is_empty() {
+        Ok(items)
+    } else {
+        Err(report.into())
+    }
+}
+
+/// A dry run of everything; all mistakes are reported together.
+async fn check_all(server: &Server<'_>, items: &[Item<'_>]) -> Outcome<()> {
+    let mut report = Report {
+        documents: items.len(),
+        ..Report::default()
+    };
+    for item in items {
+        match server.apply(item, true).await {
+            Ok(_) => {}
+            Err(error) if namespace_comes(items, item, &error) => {}
+            Err(error @ CallError::Status(_)) => report.diagnostics.extend(diagnose(item.document, &error)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if report.diagnostics.is_empty() {
+        Ok(())
+    } else {
+        Err(report.into())
+    }
+}
+
+/// Whether the object's namespace is not there yet but is among what is applied.
+fn namespace_comes(items: &[Item<'_>], item: &Item<'_>, error: &CallError) -> bool {
+    let names: BTreeSet<&str> = items
+        .iter()
+        .filter(|other| other.document.kind == "Namespace")
+        .map(|other| other.document.name.as_str())
+        .collect();
+    error.is_not_found() && item.resource.namespaced && names.contains(item.namespace.as_str())
+}
+
+/// A failure after others were applied, or before.
+fn stopped(item: &Item<'_>, error: &CallError, applied: &[(Resource, Value)], documents: usize) -> Failure {
+    if !matches!(error, CallError::Status(_)) && applied.is_empty() {
+        return Failure::new(format!("{error}\nnothing was applied"));
+    }
+    let names: Vec<String> = applied
+        .iter()
+        .map(|(resource, object)| output::object_name(resource, object))
+        .collect();
+    let outcome =
+        (!names.is_empty()).then(|| format!("applied before that: {}; nothing else was applied", names.join(", ")));
+    Report {
+        diagnostics: diagnose(item.document, error),
+        documents,
+        outcome,
+    }
+    .into()
+}
+
+/// What the server says, at the places that it speaks of.
+fn diagnose(document: &Document, error: &CallError) -> Vec<Diagnostic> {
+    let causes = error.causes().iter().filter(|cause| !cause.field.is_empty());
+    let mut diagnostics: Vec<Diagnostic> = causes
+        .map(|cause| document.refused(&cause.reason, &cause.field, &cause.message))
+        .collect();
+    let message = error.to_string();
+    if diagnostics.is_empty() {
+        diagnostics.extend(quoted_field(&message, "unknown field \"").map(|field| unknown(document, &field)));
+    }
+    if diagnostics.is_empty() {
+        let title = format!("the server refused {}", document.title());
+        let mut diagnostic = Diagnostic::new(Code::Refused, &document.source, Some(document.span()), title);
+        diagnostic.label = message.lines().next().unwrap_or_default().to_owned();
+        diagnostics.push(diagnostic);
+    }
+    diagnostics
+}
+
+fn quoted_field(message: &str, before: &str) -> Option<String> {
+    let rest = message.split_once(before)?.1;
+    Some(rest.split_once('"')?.0.to_owned())
+}
+
+fn unknown(document: &Document, field: &str) -> Diagnostic {
+    let place = document.node.locate(field);
+    let title = format!("unknown field `{field}`");
+    Diagnostic::new(
+        Code::UnknownField,
+        &document.source,
+        Some(place.key.unwrap_or(place.span)),
+        title,
+    )
+    .field(field)
+}
+
+/// A warning of the server, at its place when it names a field.
+fn warn(document: &Document, warning: &str, style: crate::style::Style) -> String {
+    let field = quoted_field(warning, "unknown field \"")
+        .or_else(|| warning.split_once(": ").map(|(field, _)| field.to_owned()));
+    let place = field
+        .filter(|field| field.starts_with("spec") || field.starts_with("metadata"))
+        .map(|field| document.node.locate(&field));
+    match place.filter(|place| place.exact) {
+        Some(place) => {
+            let mut diagnostic = Diagnostic::new(Code::Refused, &document.source, Some(place.span), warning);
+            diagnostic.warning = true;
+            diagnostic.render(style).trim_end().to_owned()
+        }
+        None => format!("Warning: {warning}"),
+    }
+}
+
+struct Server<'a> {
+    rest: &'a Rest,
+    manager: &'a str,
+}
+
+impl Server<'_> {
+    /// Creates the object, or changes what is different.
+    async fn apply(&self, item: &Item<'_>, dry: bool) -> Result<(Change, Value, Vec<String>), CallError> {
+        let mut parameters = vec![("fieldManager", self.manager), ("fieldValidation", "Strict")];
+        if dry {
+            parameters.push(("dryRun", "All"));
+        }
+        let path = item.resource.object_path(&item.namespace, &item.document.name);
+        // Somebody else may create or delete the object in between; then the other way is tried.
+        let mut tries = 3;
+        loop {
+            tries -= 1;
+            let done = match self.rest.get(&path).await {
+                Ok(live) => self.change(item, &path, &parameters, live).await,
+                Err(error) if error.is_not_found() => self.create(item, &parameters).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Err(CallError::Status(status)) if status.reason == "AlreadyExists" && tries > 0 => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn create(
+        &self,
+        item: &Item<'_>,
+        parameters: &[(&str, &str)],
+    ) -> Result<(Change, Value, Vec<String>), CallError> {
+        let mut object = merge::with_last_applied(&item.document.object);
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            // What an export of another object left behind.
+            for field in [
+                "resourceVersion",
+                "uid",
+                "creationTimestamp",
+                "generation",
+                "managedFields",
+                "selfLink",
+            ] {
+                metadata.remove(field);
+            }
+        }
+        let path = with_query(&item.resource.path(Some(&item.namespace)), parameters);
+        let answer = self
+            .rest
+            .call(Method::POST, &path, JSON, Some(Payload::json(&object)))
+            .await?;
+        Ok((Change::Created, answer.value, answer.warnings))
+    }
+
+    async fn change(
+        &self,
+        item: &Item<'_>,
+        path: &str,
+        parameters: &[(&str, &str)],
+        live: Value,
+    ) -> Result<(Change, Value, Vec<String>), CallError> {
+        let last = merge::last_applied(&live);
+        let Some(patch) = merge::patch(last.as_ref(), &item.document.object, &live) else {
+            return Ok((Change::Unchanged, live, Vec::new()));
+        };
+        let path = with_query(path, parameters);
+        let answer = self
+            .rest
+            .call(Method::PATCH, &path, JSON, Some(Payload::merge_patch(&patch)))
+            .await?;
+        // Two ways to write one value differ here and are the same to the server.
+        let same = answer.value["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"];
+        let dry = parameters.iter().any(|(name, _)| *name == "dryRun");
+        let change = if same && !dry {
+            Change::Unchanged
+        } else {
+            Change::Configured
+        };
+        Ok((change, answer.value, answer.warnings))
+    }
+}

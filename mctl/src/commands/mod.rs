@@ -1,0 +1,16 @@
+//! The commands, one file each.
+
+pub mod agents;
+pub mod api_resources;
+pub mod apply;
+pub mod config;
+pub mod delete;
+pub mod describe;
+pub mod events;
+pub mod get;
+pub mod live;
+pub mod logs;
+pub mod run;
+pub mod version;
+pub mod wait;
+pub mod why;
