@@ -1,0 +1,225 @@
+//! Which task gets what of the accepted offers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::StatusCode;
+use muster_api::Timestamp;
+use muster_api::device::{Device, GpuRequirement};
+use muster_api::resources::{Amounts, Bundle};
+use muster_api::task_state::Phase;
+use muster_api::v1::{Desired, Offer, OfferPhase, Task};
+use muster_api::validation::{FieldPath, Violation, Violations};
+
+use crate::error::{ApiError, Result};
+
+/// An offer that is to be accepted.
+#[derive(Clone, Debug)]
+pub struct Offered {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub offer: Offer,
+}
+
+/// A task that is to be bound.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Where it stands in the request, as in `launch[0]`.
+    pub place: String,
+    /// What it is.
+    pub task: Task,
+    /// Whether it exists already.
+    pub exists: bool,
+}
+
+/// What a task gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// Resources, ports and devices.
+    Bound(Bundle),
+    /// Nothing: it asks for what cannot be anywhere. It ends before it begins.
+    Impossible(String),
+}
+
+/// Gives out what the offers hold, task by task in the order of the request.
+///
+/// All or nothing: the first reason against the whole call is its answer. Devices are taken lowest identity first, ports lowest
+/// number first, so that the same call always gives the same result.
+pub fn accept(offers: &[Offered], tasks: &[Asked], now: Timestamp) -> Result<Vec<Placed>> {
+    let total = check_offers(offers, now)?;
+    let primary = &offers[0].offer;
+    let devices = offers.iter().flat_map(|offered| &offered.offer.spec.devices);
+    let mut pool = Pool {
+        left: total,
+        devices: devices.map(|device| (device.uuid.as_str(), device)).collect(),
+    };
+    let (mut placed, mut violations) = (Vec::new(), Vec::new());
+    for asked in tasks {
+        let found = check_task(asked, primary);
+        if !found.is_empty() {
+            violations.extend(found);
+            continue;
+        }
+        match pool.take(asked) {
+            Ok(given) => placed.push(given),
+            Err(found) => violations.extend(found),
+        }
+    }
+    if violations.is_empty() {
+        return Ok(placed);
+    }
+    Err(ApiError::invalid("AcceptRequest", muster_api::names::GROUP, &offers[0].name, violations))
+}
+
+fn offer_error(code: StatusCode, reason: &'static str, name: &str, why: &str) -> ApiError {
+    let mut error = ApiError::new(code, reason, format!("offers.muster.dev \"{name}\" {why}"));
+    error.details.group = muster_api::names::GROUP.to_owned();
+    error.details.kind = "offers".to_owned();
+    error.details.name = name.to_owned();
+    error
+}
+
+/// What the offers hold together.
+fn check_offers(offers: &[Offered], now: Timestamp) -> Result<Bundle> {
+    let mut violations = Violations::new();
+    let path = FieldPath::root("offers");
+    let mut total = Bundle::default();
+    let primary = &offers[0].offer.spec;
+    for (index, Offered { name, offer }) in offers.iter().enumerate() {
+        if offer.phase() == OfferPhase::Declined {
+            return Err(offer_error(StatusCode::CONFLICT, "Conflict", name, "has been declined already"));
+        }
+        if now >= offer.spec.expires_at.0 {
+            let why = format!("expired at {}; a new one comes if there is still a need", offer.spec.expires_at.0);
+            return Err(offer_error(StatusCode::GONE, "Expired", name, &why));
+        }
+        let spec = &offer.spec;
+        let parts = [
+            ("agent", &spec.agent, &primary.agent),
+            ("framework", &spec.framework, &primary.framework),
+            ("role", &spec.role, &primary.role),
+        ];
+        for (what, own, first) in parts.into_iter().filter(|(_, own, first)| own != first) {
+            let why = format!("offers that are accepted together must have the same {what}; this one has {own}, the first {first}");
+            violations.invalid(&path.index(index.saturating_sub(1)), name, &why);
+        }
+        match total.checked_add(&offer.bundle()) {
+            Some(sum) => total = sum,
+            None => violations.duplicate(&path.index(index.saturating_sub(1)), name),
+        }
+    }
+    if violations.is_empty() {
+        Ok(total)
+    } else {
+        let violations = violations.into_vec();
+        Err(ApiError::invalid("AcceptRequest", muster_api::names::GROUP, &offers[0].name, violations))
+    }
+}
+
+/// What speaks against giving a task anything of these offers.
+fn check_task(asked: &Asked, offer: &Offer) -> Vec<Violation> {
+    let mut violations = Violations::new();
+    let path = FieldPath::root(&asked.place);
+    let task = &asked.task;
+    let name = task.name();
+    if asked.exists {
+        if task.phase() != Phase::Pending {
+            let why = format!("only pending tasks can be bound; this one is {}", task.phase());
+            violations.invalid(&path, name, &why);
+        } else if task.metadata.deletion_timestamp.is_some() {
+            violations.invalid(&path, name, "the task is being deleted");
+        }
+    }
+    if task.spec.desired == Desired::Killed {
+        violations.invalid(&path, name, "the task was asked to end");
+    }
+    let parts = [
+        ("framework", task.spec.framework.as_str(), offer.spec.framework.as_str()),
+        ("role", task.role(), offer.spec.role.as_str()),
+    ];
+    for (what, own, offered) in parts.into_iter().filter(|(_, own, offered)| own != offered) {
+        let why = format!("the task is of the {what} {own}, the offer is for the {what} {offered}");
+        violations.invalid(&path, name, &why);
+    }
+    for constraint in &task.spec.constraints {
+        let value = offer.spec.attributes.get(&constraint.attribute).map(String::as_str);
+        if !constraint.holds(value) {
+            let why = format!(
+                "the constraint on the attribute {} does not hold on agent {}, where it is {}",
+                constraint.attribute,
+                offer.spec.agent,
+                value.unwrap_or("not set")
+            );
+            violations.invalid(&path, name, &why);
+        }
+    }
+    violations.into_vec()
+}
+
+/// What is left of the offers.
+struct Pool<'a> {
+    left: Bundle,
+    devices: BTreeMap<&'a str, &'a Device>,
+}
+
+impl Pool<'_> {
+    fn take(&mut self, asked: &Asked) -> Result<Placed, Vec<Violation>> {
+        let task = &asked.task;
+        let request = &task.spec.resources;
+        let path = FieldPath::root(&asked.place);
+        let mut violations = Violations::new();
+        let Some(amounts) = request.amounts() else {
+            let why = format!(
+                "GPUs are given out whole, and the task asks for {}; ask for 1 and let several processes share it inside one task, \
+                 or ask for none",
+                request.gpus
+            );
+            return Ok(Placed::Impossible(why));
+        };
+        let requirement = match task.spec.gpu.as_ref().map(|gpu| gpu.requirement()).transpose() {
+            Ok(requirement) => requirement.unwrap_or_default(),
+            Err(error) => {
+                violations.invalid(&path.field("spec").field("gpu").field(error.field), "", &error.message);
+                return Err(violations.into_vec());
+            }
+        };
+        let devices = self.choose_devices(amounts.gpus, &requirement);
+        let ports = request.ports.choose(&self.left.ports);
+        let have = Amounts {
+            gpus: devices.as_ref().map_or_else(|available| *available, |devices| devices.len() as u32),
+            ..self.left.amounts()
+        };
+        let mut problems = have.shortfall(&amounts);
+        if ports.is_none() && have.ports >= amounts.ports {
+            problems.push(format!("needs other ports than {}, which are left", self.left.ports));
+        }
+        if let (Ok(devices), Some(ports), true) = (devices, ports, problems.is_empty()) {
+            let bundle = Bundle {
+                cpus: amounts.cpus,
+                memory: amounts.memory,
+                disk: amounts.disk,
+                ports,
+                devices,
+            };
+            if let Some(left) = self.left.checked_sub(&bundle) {
+                self.left = left;
+                return Ok(Placed::Bound(bundle));
+            }
+            problems.push(format!("needs {amounts}, has {}", self.left.amounts()));
+        }
+        let why = format!("it asks for more than is left of the offers: {}", problems.join("; "));
+        violations.invalid(&path, task.name(), &why);
+        Err(violations.into_vec())
+    }
+
+    /// The lowest so many that do; or how many there are.
+    fn choose_devices(&self, count: u32, requirement: &GpuRequirement) -> Result<BTreeSet<String>, u32> {
+        let fitting = self.left.devices.iter().filter(|uuid| {
+            let device = self.devices.get(uuid.as_str());
+            device.is_some_and(|device| requirement.mismatch(device).is_none())
+        });
+        let chosen: BTreeSet<String> = fitting.take(count as usize).cloned().collect();
+        let found = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
+        if found == count { Ok(chosen) } else { Err(found) }
+    }
+}

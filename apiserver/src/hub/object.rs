@@ -1,0 +1,161 @@
+//! An object as the hub holds it: the bytes that the store holds, and what selectors need to know about it.
+//!
+//! The stored bytes lack `metadata.resourceVersion`, which is the revision of the write. Stored objects all begin with the same
+//! bytes, `{"apiVersion":…,"kind":…,"metadata":{`, so the hub shares the store's buffer and puts the version in when it writes
+//! the object out: nothing is encoded twice and nothing is kept twice. A deleted object is its last bytes with a later version.
+
+use bytes::Bytes;
+use muster_store::{Entry, Key, Revision};
+use serde_json::{Map, Value};
+
+use super::kinds::{HubKind, KindId};
+use crate::keys::{self, Parts};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Object {
+    /// Where it is in the store.
+    pub key: Key,
+    /// Of which kind it is.
+    pub kind: KindId,
+    /// The revision of its last write.
+    pub revision: Revision,
+    /// The revision at which it came into being.
+    pub created: Revision,
+    value: Bytes,
+    /// Where the resource version goes in.
+    splice: usize,
+    labels: Box<[(Box<str>, Box<str>)]>,
+    fields: Box<[Box<str>]>,
+}
+
+impl Object {
+    /// Takes in what the store holds; `None`: it is no object of this kind.
+    pub(super) fn new(id: KindId, kind: &HubKind, entry: &Entry) -> Option<Object> {
+        let json: Value = serde_json::from_slice(&entry.value).ok()?;
+        let metadata = json.get("metadata")?.as_object()?;
+        let (value, splice) = if entry.value.starts_with(kind.head.as_bytes()) {
+            (entry.value.clone(), kind.head.len())
+        } else {
+            (encode(&kind.api_version, &kind.kind, json.as_object()?.clone()), kind.head.len())
+        };
+        let labels = metadata.get("labels").and_then(Value::as_object);
+        let labels = labels.into_iter().flatten().filter_map(|(key, value)| {
+            let value = value.as_str()?;
+            Some((key.as_str().into(), value.into()))
+        });
+        Some(Object {
+            key: entry.key.clone(),
+            kind: id,
+            revision: entry.mod_revision,
+            created: entry.create_revision,
+            value,
+            splice,
+            labels: labels.collect(),
+            fields: kind.selectable.iter().map(|field| field.text(&json).into()).collect(),
+        })
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        keys::parts(self.key.as_str()).expect("only keys of objects are taken in")
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.parts().name
+    }
+
+    /// Its namespace; empty for none.
+    pub fn namespace(&self) -> &str {
+        self.parts().namespace
+    }
+
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.iter().find(|(known, _)| **known == *key).map(|(_, value)| &**value)
+    }
+
+    /// The text of the selectable field of this number.
+    pub fn field(&self, index: usize) -> &str {
+        self.fields.get(index).map_or("", |field| &**field)
+    }
+
+    /// Appends the object as JSON, as of its own revision.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        self.write_at(self.revision, out);
+    }
+
+    /// Appends the object as JSON, as of `revision`: that of its deletion.
+    pub fn write_at(&self, revision: Revision, out: &mut Vec<u8>) {
+        let (head, rest) = self.value.split_at(self.splice);
+        out.extend_from_slice(head);
+        out.extend_from_slice(b"\"resourceVersion\":\"");
+        out.extend_from_slice(revision.to_string().as_bytes());
+        out.push(b'"');
+        if rest.first() != Some(&b'}') {
+            out.push(b',');
+        }
+        out.extend_from_slice(rest);
+    }
+
+    /// Whether its text contains this one. A guess that saves reading objects that don't.
+    pub fn contains(&self, text: &str) -> bool {
+        std::str::from_utf8(&self.value).is_ok_and(|value| value.contains(text))
+    }
+
+    /// The object as JSON text.
+    pub fn bytes(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.size());
+        self.write(&mut out);
+        out.into()
+    }
+
+    /// About how many bytes the text has; never fewer.
+    pub fn size(&self) -> usize {
+        self.value.len() + 48
+    }
+
+    /// The object, as of `revision`.
+    pub fn json_at(&self, revision: Revision) -> Value {
+        let mut json: Value = serde_json::from_slice(&self.value).expect("checked when it was taken in");
+        json["metadata"]["resourceVersion"] = Value::String(revision.to_string());
+        json
+    }
+
+    /// The object.
+    pub fn json(&self) -> Value {
+        self.json_at(self.revision)
+    }
+}
+
+/// What the bytes of every stored object of a kind begin with.
+pub(super) fn head(api_version: &str, kind: &str) -> String {
+    format!(r#"{{"apiVersion":"{api_version}","kind":"{kind}","metadata":{{"#)
+}
+
+/// Encodes an object for the store: without resource version, in the order that the hub relies on.
+pub fn encode(api_version: &str, kind: &str, mut object: Map<String, Value>) -> Bytes {
+    object.remove("apiVersion");
+    object.remove("kind");
+    let mut metadata = match object.remove("metadata") {
+        Some(Value::Object(metadata)) => metadata,
+        _ => Map::new(),
+    };
+    metadata.remove("resourceVersion");
+    let mut out = head(api_version, kind).into_bytes();
+    out.pop();
+    append(&mut out, &Value::Object(metadata));
+    for (key, value) in object {
+        out.push(b',');
+        append(&mut out, &Value::String(key));
+        out.push(b':');
+        append(&mut out, &value);
+    }
+    out.push(b'}');
+    out.shrink_to_fit();
+    out.into()
+}
+
+fn append(out: &mut Vec<u8>, value: &Value) {
+    serde_json::to_writer(out, value).expect("values are written to memory");
+}

@@ -1,0 +1,237 @@
+//! The hub's state: what is there now, what happened lately, and the indexes.
+//!
+//! Synchronous and without clock; the hub puts a lock around it. Every change goes through [`HubState::apply`], one call for each
+//! revision, so that nobody sees half of one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use muster_store::{Change, Entry, Key, Revision};
+
+use super::kinds::{Filter, HubKind, KindId};
+use super::object::Object;
+use super::ring::{Event, Ring};
+use crate::keys;
+
+/// The objects that a list asked for.
+#[derive(Debug)]
+pub struct Found {
+    /// In the order of their keys.
+    pub objects: Vec<Arc<Object>>,
+    /// As of this revision.
+    pub revision: Revision,
+    /// How many more there are; `None`: none. Unknown counts as zero.
+    pub more: Option<usize>,
+}
+
+/// Which part of a list is wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    /// Begin behind the object of this key.
+    pub after: Option<Key>,
+    /// So many at most.
+    pub limit: Option<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct HubState {
+    objects: BTreeMap<Key, Arc<Object>>,
+    index: BTreeMap<(KindId, usize, Box<str>), BTreeSet<Key>>,
+    counts: Vec<usize>,
+    pub(super) ring: Ring,
+    /// Lists of the past are exact from here on.
+    exact_from: Revision,
+    pub(super) revision: Revision,
+}
+
+impl HubState {
+    pub(super) fn new(kinds: usize, ring: Ring) -> HubState {
+        HubState {
+            objects: BTreeMap::new(),
+            index: BTreeMap::new(),
+            counts: vec![0; kinds],
+            ring,
+            exact_from: 0,
+            revision: 0,
+        }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Arc<Object>> {
+        self.objects.get(key)
+    }
+
+    pub(super) fn count(&self, kind: KindId) -> usize {
+        self.counts[kind.index()]
+    }
+
+    /// Everything as of `revision`, as the store listed it, in place of what was there. Differences become events of that one
+    /// revision; returns the kinds they touch.
+    pub(super) fn replace(&mut self, kinds: &[HubKind], entries: &[Entry], revision: Revision) -> BTreeSet<KindId> {
+        let mut changes: Vec<Change> = entries
+            .iter()
+            .filter(|entry| self.objects.get(&entry.key).map(|object| object.revision) != Some(entry.mod_revision))
+            .map(|entry| Change {
+                key: entry.key.clone(),
+                current: Some(entry.clone()),
+            })
+            .collect();
+        let listed: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+        let gone = self.objects.keys().filter(|key| !listed.contains(key.as_str()));
+        changes.extend(gone.map(|key| Change {
+            key: key.clone(),
+            current: None,
+        }));
+        self.exact_from = revision;
+        self.apply(kinds, revision, &changes)
+    }
+
+    /// Begins with what the store listed; there is no past.
+    pub(super) fn begin(&mut self, kinds: &[HubKind], entries: &[Entry], ring: Ring, revision: Revision) {
+        self.replace(kinds, entries, revision);
+        self.ring = ring;
+    }
+
+    /// All changes of one revision; returns the kinds they touch.
+    pub(super) fn apply(&mut self, kinds: &[HubKind], revision: Revision, changes: &[Change]) -> BTreeSet<KindId> {
+        let mut touched = BTreeSet::new();
+        let mut events = Vec::with_capacity(changes.len());
+        for change in changes {
+            let Some(id) = kind_of(kinds, &change.key) else {
+                continue;
+            };
+            let kind = &kinds[id.index()];
+            let current = change.current.as_ref().and_then(|entry| {
+                let object = Object::new(id, kind, entry);
+                if object.is_none() {
+                    tracing::error!(key = %change.key, "what the store holds here is no object");
+                }
+                object.map(Arc::new)
+            });
+            let before = match &current {
+                Some(object) => self.objects.insert(object.key.clone(), object.clone()),
+                None => self.objects.remove(&change.key),
+            };
+            if before.is_none() && current.is_none() {
+                continue;
+            }
+            self.reindex(id, kind, before.as_deref(), current.as_deref());
+            touched.insert(id);
+            events.push(Event {
+                revision,
+                before,
+                current,
+            });
+        }
+        self.ring.push(events);
+        self.revision = self.revision.max(revision);
+        touched
+    }
+
+    fn reindex(&mut self, id: KindId, kind: &HubKind, before: Option<&Object>, current: Option<&Object>) {
+        self.counts[id.index()] += usize::from(current.is_some());
+        self.counts[id.index()] -= usize::from(before.is_some());
+        for field in &kind.indexed {
+            let old = before.map(|object| object.field(*field)).filter(|text| !text.is_empty());
+            let new = current.map(|object| object.field(*field)).filter(|text| !text.is_empty());
+            if old == new {
+                continue;
+            }
+            if let (Some(object), Some(old)) = (before, old) {
+                let place = (id, *field, old.into());
+                if let Some(keys) = self.index.get_mut(&place) {
+                    keys.remove(&object.key);
+                    if keys.is_empty() {
+                        self.index.remove(&place);
+                    }
+                }
+            }
+            if let (Some(object), Some(new)) = (current, new) {
+                let place = (id, *field, new.into());
+                self.index.entry(place).or_default().insert(object.key.clone());
+            }
+        }
+    }
+
+    /// What is there now.
+    pub(super) fn list(&self, id: KindId, kind: &HubKind, filter: &Filter, part: &Part) -> Found {
+        let prefix = prefix(kind, filter);
+        let start = part.after.as_ref().map(Key::as_str);
+        let behind = |key: &str| start.is_none_or(|start| key > start);
+        let found: Box<dyn Iterator<Item = &Arc<Object>>> = if let Some((field, value)) = filter.lookup(kind) {
+            let keys = self.index.get(&(id, field, value.into()));
+            let keys = keys.into_iter().flatten().filter(move |key| behind(key.as_str()));
+            Box::new(keys.filter_map(|key| self.objects.get(key)))
+        } else if let (Some(name), Some(_)) = (filter.name(), filter.namespace()) {
+            let key = format!("{prefix}{name}");
+            let object = self.objects.get(key.as_str());
+            Box::new(object.into_iter().filter(move |object| behind(object.key.as_str())))
+        } else {
+            let range = match start {
+                Some(start) if start >= prefix.as_str() => (Bound::Excluded(start), Bound::Unbounded),
+                _ => (Bound::Included(prefix.as_str()), Bound::Unbounded),
+            };
+            let range = self.objects.range::<str, _>(range);
+            let end = prefix.clone();
+            Box::new(range.take_while(move |(key, _)| key.as_str().starts_with(&end)).map(|(_, object)| object))
+        };
+        page(found.filter(|object| filter.matches(object)).cloned(), filter, part, self.revision)
+    }
+
+    /// What was there at `revision`; `None`: not known any more.
+    pub(super) fn list_at(&self, kind: &HubKind, filter: &Filter, part: &Part, revision: Revision) -> Option<Found> {
+        if revision < self.exact_from {
+            return None;
+        }
+        let prefix = prefix(kind, filter);
+        let later = self.ring.from(self.ring.after(revision)?)?;
+        let mut undone: BTreeMap<&str, Option<&Arc<Object>>> = BTreeMap::new();
+        for event in later.rev() {
+            let key = event.object().key.as_str();
+            if key.starts_with(&prefix) {
+                undone.insert(key, event.before.as_ref());
+            }
+        }
+        let range = self.objects.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+        let present = range.take_while(|(key, _)| key.as_str().starts_with(&prefix));
+        let mut objects: Vec<&Arc<Object>> = present
+            .map(|(_, object)| object)
+            .filter(|object| !undone.contains_key(object.key.as_str()))
+            .chain(undone.values().filter_map(|before| *before))
+            .collect();
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
+        let start = part.after.as_ref().map(Key::as_str);
+        let wanted = objects
+            .into_iter()
+            .filter(|object| start.is_none_or(|start| object.key.as_str() > start))
+            .filter(|object| filter.matches(object));
+        Some(page(wanted.cloned(), filter, part, revision))
+    }
+}
+
+fn prefix(kind: &HubKind, filter: &Filter) -> String {
+    match filter.namespace() {
+        None => kind.prefix.clone(),
+        Some("") => format!("{}{}/", kind.prefix, keys::NO_NAMESPACE),
+        Some(namespace) => format!("{}{namespace}/", kind.prefix),
+    }
+}
+
+fn page(wanted: impl Iterator<Item = Arc<Object>>, filter: &Filter, part: &Part, revision: Revision) -> Found {
+    let mut wanted = wanted;
+    let limit = part.limit.unwrap_or(usize::MAX);
+    let objects = wanted.by_ref().take(limit).collect();
+    // Counting what selectors select would mean to look at everything, for a number that is a hint.
+    let more = wanted.next().map(|_| if filter.is_selective() { 0 } else { 1 + wanted.count() });
+    Found {
+        objects,
+        revision,
+        more,
+    }
+}
+
+fn kind_of(kinds: &[HubKind], key: &Key) -> Option<KindId> {
+    let parts = keys::parts(key.as_str())?;
+    let index = kinds.iter().position(|kind| kind.prefix == parts.kind)?;
+    u16::try_from(index).ok().map(KindId)
+}

@@ -1,0 +1,157 @@
+//! The way of a request: who asks, what for, whether that is allowed, and then the handler.
+//!
+//! There is one handler for all paths, because the paths of objects have a grammar rather than a list, and because clients write
+//! them with stray slashes and ampersands. It promises that every answer but a log and the metrics is JSON, and every refusal a `Status`.
+
+mod agent_offers;
+mod answer;
+mod health;
+mod lease;
+mod list;
+pub mod metrics;
+mod offers;
+mod ordered_watch;
+mod path;
+mod plan;
+mod resource;
+mod watch;
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State as Extract;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, header};
+
+use crate::auth::{self, Attributes, User};
+use crate::error::{ApiError, Result};
+use crate::params::Query;
+use crate::state::State;
+use path::{Path, Target};
+
+/// Everything that the server serves.
+pub fn router(state: Arc<State>) -> Router {
+    Router::new().fallback(handle).with_state(state)
+}
+
+/// A request whose sender is known.
+pub(crate) struct Call {
+    pub(crate) state: Arc<State>,
+    pub(crate) user: User,
+    pub(crate) parts: Parts,
+    pub(crate) query: Query,
+    /// Behind a lock because bodies cannot be shared, which requests are across threads.
+    body: Mutex<Body>,
+}
+
+impl Call {
+    fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
+    }
+
+    /// The body, once.
+    fn take_body(&mut self) -> Body {
+        self.body.get_mut().map(std::mem::take).unwrap_or_default()
+    }
+}
+
+async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> Response {
+    let began = tokio::time::Instant::now();
+    let (parts, body) = request.into_parts();
+    let method = parts.method.clone();
+    let path = Path::parse(parts.uri.path());
+    let (resource, name) = path.label();
+    let response = match dispatch(&state, path, parts, body).await {
+        Ok(response) => response,
+        Err(error) => {
+            if error.code.is_server_error() {
+                tracing::warn!(%method, resource, name, code = error.code.as_u16(), %error, "a request failed");
+            }
+            error.into_response()
+        }
+    };
+    state.metrics.request(method.as_str(), &resource, response.status().as_u16(), began.elapsed());
+    response
+}
+
+/// The token of a request. Other schemes than `Bearer` are as good as none that is known.
+fn token(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().unwrap_or_default();
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" })
+}
+
+async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body) -> Result<Response> {
+    let user = state.authenticator.authenticate(token(&parts.headers))?;
+    let query = Query::parse(parts.uri.query());
+    let call = Call {
+        state: state.clone(),
+        user,
+        query,
+        parts,
+        body: Mutex::new(body),
+    };
+    match path {
+        Path::Object(target) => match state.resources.find(&target.group, &target.version, &target.plural) {
+            Some(kind) => resource::handle(call, kind.clone(), target).await,
+            None if call.user.is_anonymous() => Err(ApiError::unauthorized()),
+            None => Err(ApiError::unknown_path()),
+        },
+        Path::Other(path) => other(call, &path).await,
+    }
+}
+
+/// Paths that are not about objects.
+async fn other(call: Call, path: &str) -> Result<Response> {
+    let method = call.parts.method.clone();
+    let verb = method.as_str().to_ascii_lowercase();
+    let attributes = Attributes {
+        verb: &verb,
+        path,
+        ..Attributes::default()
+    };
+    auth::authorize(&call.user, &attributes)?;
+    let state = call.state.clone();
+    let reads = method == Method::GET || method == Method::HEAD;
+    match path {
+        "/livez" | "/healthz" if reads => return Ok(health::live(&call)),
+        "/readyz" if reads => return Ok(health::ready(&call, None).await),
+        "/metrics" if reads => return metrics::show(&state),
+        "/muster/v1/watch" if reads => return ordered_watch::serve(call).await,
+        "/muster/v1/plan" if reads => return plan::show(&state),
+        "/muster/v1/plan" if method == Method::PUT => return plan::put(call).await,
+        _ => (),
+    }
+    if let Some(check) = path.strip_prefix("/readyz/").filter(|_| reads) {
+        return Ok(health::ready(&call, Some(check)).await);
+    }
+    if let Some(rest) = path.strip_prefix("/muster/v1/why/").filter(|_| reads) {
+        let (namespace, task) = rest.split_once('/').ok_or_else(ApiError::unknown_path)?;
+        return plan::why(&state, namespace, task);
+    }
+    let document = state.documents.answer(&method, &call.parts.uri, call.headers());
+    document.ok_or_else(|| match path {
+        "/livez" | "/readyz" | "/healthz" | "/metrics" | "/muster/v1/watch" | "/muster/v1/plan" => {
+            ApiError::method_not_allowed("the server does not allow this method on the requested resource")
+        }
+        _ => ApiError::unknown_path(),
+    })
+}
+
+impl Call {
+    /// Refuses what the user may not do.
+    fn authorize(&self, target: &Target, verb: &str, name: &str) -> Result<()> {
+        let attributes = Attributes {
+            verb,
+            group: &target.group,
+            resource: &target.plural,
+            subresource: &target.subresource,
+            namespace: &target.namespace,
+            name,
+            path: "",
+        };
+        auth::authorize(&self.user, &attributes)
+    }
+}

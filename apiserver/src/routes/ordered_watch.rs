@@ -1,0 +1,195 @@
+//! The ordered watch over several kinds: whole revisions, in order, so that its reader always has a prefix of history.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::stream;
+use http::StatusCode;
+use muster_store::Revision;
+use tokio::sync::watch::Receiver;
+use tokio::time::Instant;
+
+use super::answer::json_response;
+use super::metrics::Gauge;
+use super::{Call, resource};
+use crate::error::{ApiError, Result};
+use crate::hub::{Event, Filter, KindId, Object, Position};
+use crate::limits;
+use crate::state::State;
+
+/// Answers the ordered watch.
+pub(super) async fn serve(call: Call) -> Result<Response> {
+    let mut kinds: Vec<KindId> = Vec::new();
+    let names = call.query.all("resources").flat_map(|names| names.split(','));
+    for name in names.map(str::trim).filter(|name| !name.is_empty()) {
+        let id = call.state.hub.find(name).ok_or_else(|| {
+            let known: Vec<&str> = call.state.hub.kinds().iter().map(|kind| kind.qualified.as_str()).collect();
+            ApiError::bad_request(format!("resources: {name:?} is none of {}", known.join(", ")))
+        })?;
+        if !kinds.contains(&id) {
+            kinds.push(id);
+        }
+    }
+    if kinds.is_empty() {
+        return Err(ApiError::bad_request("resources: name at least one, as in resources=tasks.muster.dev,offers.muster.dev"));
+    }
+    let start = call.query.number("resourceVersion")?;
+    let begun = match start {
+        None => {
+            resource::catch_up(&call).await?;
+            let (found, position) = call.state.hub.list_and_position(&kinds, &Filter::all(None));
+            let objects = found.into_iter().flat_map(|found| found.objects).collect();
+            Ok((Some((objects, 0)), position))
+        }
+        Some(revision) => {
+            let position = call.state.hub.position(revision);
+            position
+                .map(|position| (None, position))
+                .map_err(|left| ApiError::too_old(revision, left.floor))
+        }
+    };
+    let body = match begun {
+        Err(error) => error_line(&error).into(),
+        Ok((snapshot, position)) => {
+            let watch = OrderedWatch {
+                reached: call.state.hub.reached(),
+                _open: call.state.metrics.watch("ordered"),
+                state: call.state,
+                kinds,
+                snapshot,
+                position,
+                told: position.revision,
+                spoke: Instant::now(),
+                ended: false,
+            };
+            let chunks = stream::unfold(watch, |mut watch| async move {
+                let chunk = watch.next().await?;
+                Some((Ok::<Bytes, std::convert::Infallible>(chunk), watch))
+            });
+            Body::from_stream(chunks)
+        }
+    };
+    Ok(json_response(StatusCode::OK, body))
+}
+
+fn error_line(error: &ApiError) -> Vec<u8> {
+    format!("{{\"type\":\"ERROR\",\"object\":{}}}\n", error.status()).into_bytes()
+}
+
+struct OrderedWatch {
+    state: Arc<State>,
+    kinds: Vec<KindId>,
+    /// The state to begin with, and how much of it has been sent.
+    snapshot: Option<(Vec<Arc<Object>>, usize)>,
+    position: Position,
+    /// The revision that the reader knows it has reached.
+    told: Revision,
+    /// When something was last sent.
+    spoke: Instant,
+    reached: Receiver<Revision>,
+    ended: bool,
+    _open: Gauge,
+}
+
+impl OrderedWatch {
+    async fn next(&mut self) -> Option<Bytes> {
+        let chunk = self.find().await?;
+        self.spoke = Instant::now();
+        Some(chunk)
+    }
+
+    async fn find(&mut self) -> Option<Bytes> {
+        if let Some(part) = self.next_of_snapshot() {
+            return Some(part);
+        }
+        loop {
+            if self.ended || self.state.stopping().is_cancelled() {
+                return None;
+            }
+            // Seen before it is read: a revision that comes in between wakes once too often, never once too little.
+            self.reached.borrow_and_update();
+            let advanced = self.state.hub.advance(&mut self.position, &self.kinds, limits::WATCH_BATCH);
+            let (events, more) = match advanced {
+                Ok(advanced) => advanced,
+                Err(left) => {
+                    self.ended = true;
+                    return Some(error_line(&ApiError::too_old(self.told, left.floor)).into());
+                }
+            };
+            if !events.is_empty() {
+                return Some(self.batches(&events));
+            }
+            if more {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let silent = self.spoke.elapsed() >= limits::PROGRESS_EVERY;
+            if self.position.revision > self.told || silent {
+                return Some(self.progress());
+            }
+            let stopping = self.state.stopping().clone();
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => return None,
+                changed = self.reached.changed() => changed.ok()?,
+                () = tokio::time::sleep_until(self.spoke + limits::PROGRESS_EVERY) => (),
+            }
+        }
+    }
+
+    fn progress(&mut self) -> Bytes {
+        self.told = self.position.revision;
+        format!("{{\"type\":\"PROGRESS\",\"revision\":{}}}\n", self.told).into()
+    }
+
+    fn next_of_snapshot(&mut self) -> Option<Bytes> {
+        let (objects, index) = self.snapshot.take()?;
+        let end = (index + limits::SNAPSHOT_OBJECTS).min(objects.len());
+        let mut out = Vec::new();
+        self.head("SNAPSHOT", self.position.revision, &mut out);
+        for (place, object) in objects[index..end].iter().enumerate() {
+            self.change("ADDED", object, object.revision, place > 0, &mut out);
+        }
+        let more = end < objects.len();
+        out.extend_from_slice(format!("],\"more\":{more}}}\n").as_bytes());
+        if more {
+            self.snapshot = Some((objects, end));
+        }
+        Some(out.into())
+    }
+
+    fn batches(&mut self, events: &[Event]) -> Bytes {
+        let mut out = Vec::new();
+        for batch in events.chunk_by(|a, b| a.revision == b.revision) {
+            let revision = batch[0].revision;
+            self.head("BATCH", revision, &mut out);
+            for (place, event) in batch.iter().enumerate() {
+                let (kind, object_revision) = match (&event.before, &event.current) {
+                    (None, Some(object)) => ("ADDED", object.revision),
+                    (Some(_), Some(object)) => ("MODIFIED", object.revision),
+                    (_, None) => ("DELETED", revision),
+                };
+                self.change(kind, event.object(), object_revision, place > 0, &mut out);
+            }
+            out.extend_from_slice(b"]}\n");
+            self.told = revision;
+        }
+        out.into()
+    }
+
+    fn head(&self, kind: &str, revision: Revision, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{{\"type\":\"{kind}\",\"revision\":{revision},\"changes\":[").as_bytes());
+    }
+
+    fn change(&self, kind: &str, object: &Object, revision: Revision, comma: bool, out: &mut Vec<u8>) {
+        let resource = &self.state.hub.kind(object.kind).qualified;
+        let comma = if comma { "," } else { "" };
+        out.extend_from_slice(
+            format!("{comma}{{\"resource\":\"{resource}\",\"type\":\"{kind}\",\"object\":").as_bytes(),
+        );
+        object.write_at(revision, out);
+        out.push(b'}');
+    }
+}

@@ -1,0 +1,62 @@
+//! The reasons: what the last allocation pass said about every pending task.
+
+use axum::response::Response;
+use http::StatusCode;
+use muster_api::wire::PlanReport;
+use serde_json::json;
+
+use super::Call;
+use super::answer::json_value;
+use crate::body::{self, ContentType};
+use crate::error::{ApiError, Result};
+use crate::keys;
+use crate::registry::fence::{self, Fence};
+use crate::registry::{GuardedTxn, Outcome};
+use crate::state::State;
+
+/// `PUT /muster/v1/plan`: keeps the report, if the sender leads still.
+pub(super) async fn put(mut call: Call) -> Result<Response> {
+    let fence = Fence::of(call.headers(), &call.user)?;
+    fence::require(&call.user, fence.as_ref(), "a report of the controllers", &fence::controllers_lease())?;
+    let content_type = ContentType::of(call.headers());
+    let bytes = body::read(call.take_body()).await?;
+    let decoded = body::object(content_type, &bytes)?;
+    let report: PlanReport = serde_json::from_value(decoded.value)
+        .map_err(|error| ApiError::bad_request(format!("the body is not a report: {error}")))?;
+    if let Some(fence) = fence {
+        let mut txn = GuardedTxn::new();
+        fence.guard(&mut txn);
+        if let Outcome::Lost(_) = call.state.commit(txn).await? {
+            return Err(ApiError::fenced(&fence.path()));
+        }
+    }
+    call.state.set_plan(report);
+    Ok(json_value(StatusCode::OK, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})))
+}
+
+fn no_report() -> ApiError {
+    ApiError::unavailable("no allocation pass has been reported yet; there is one as soon as the controllers lead")
+}
+
+/// `GET /muster/v1/plan`.
+pub(super) fn show(state: &State) -> Result<Response> {
+    let report = state.plan().ok_or_else(no_report)?;
+    Ok(json_value(StatusCode::OK, &*report))
+}
+
+/// `GET /muster/v1/why/NAMESPACE/TASK`.
+pub(super) fn why(state: &State, namespace: &str, name: &str) -> Result<Response> {
+    let kind = state.resources.muster("tasks");
+    let task = state.hub.get(&keys::object(&kind.stored, namespace, name));
+    let task = task.ok_or_else(|| ApiError::not_found(&kind.resource, name))?.json();
+    let phase = task["status"]["phase"].as_str().unwrap_or("Pending");
+    if phase != "Pending" {
+        let agent = task["status"]["agent"].as_str().map(|agent| format!(" on agent {agent}")).unwrap_or_default();
+        let message = format!("task \"{name}\" is {phase}{agent}; only pending tasks wait for something");
+        return Err(ApiError::absent(message).about(&kind.resource, name));
+    }
+    let report = state.plan().ok_or_else(no_report)?;
+    let why = report.tasks.iter().find(|why| why.namespace == namespace && why.task == name);
+    let why = why.ok_or_else(|| ApiError::unavailable("the task is newer than the last allocation pass; ask again"))?;
+    Ok(json_value(StatusCode::OK, why))
+}

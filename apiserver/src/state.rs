@@ -1,0 +1,154 @@
+//! The server as one value: the store, what is known of it, and what runs besides requests.
+
+use std::sync::{Arc, Mutex, RwLock};
+
+use muster_api::env::Env;
+use muster_api::wire::PlanReport;
+use muster_store::{CommitError, Compare, Op, Store, Txn};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Authenticate;
+use crate::background;
+use crate::documents::Documents;
+use crate::hub::{self, Hub};
+use crate::keys;
+use crate::logs::LogSource;
+use crate::registry::{DEFAULT_NAMESPACES, Registry};
+use crate::resource::Resource;
+use crate::routes::metrics::Metrics;
+
+/// What a server is made of.
+pub struct Config {
+    /// Where everything is kept.
+    pub store: Arc<dyn Store>,
+    /// The wall clock and the source of identities.
+    pub env: Arc<dyn Env>,
+    /// The kinds to serve; [`kinds::resources`](crate::kinds::resources) for all.
+    pub resources: Vec<Resource>,
+    /// Who is who.
+    pub authenticator: Arc<dyn Authenticate>,
+    /// Where the logs of tasks come from.
+    pub logs: Arc<dyn LogSource>,
+}
+
+/// A running server. Dropping the last reference, or [`stop`](State::stop), ends what runs in the background.
+pub struct State {
+    /// Where everything is kept.
+    pub store: Arc<dyn Store>,
+    /// Everything that is kept, in memory, with what happened lately.
+    pub hub: Hub,
+    /// The wall clock and the source of identities.
+    pub env: Arc<dyn Env>,
+    /// The kinds.
+    pub resources: Arc<Registry>,
+    /// Who is who.
+    pub authenticator: Arc<dyn Authenticate>,
+    /// Where the logs of tasks come from.
+    pub logs: Arc<dyn LogSource>,
+    /// What the server says about itself.
+    pub documents: Documents,
+    /// What is counted.
+    pub metrics: Metrics,
+    plan: RwLock<Option<Arc<PlanReport>>>,
+    stopping: CancellationToken,
+    tasks: Mutex<Vec<tokio::task::AbortHandle>>,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store did not answer.
+    #[error("the store cannot be used")]
+    Store(#[from] muster_store::Error),
+    /// A namespace that must be there could not be made.
+    #[error("the first namespaces cannot be made")]
+    Commit(#[from] CommitError),
+}
+
+impl State {
+    /// Takes in the store and follows it. Must be called within a tokio runtime, where the background work then runs.
+    pub async fn start(config: Config) -> Result<Arc<State>, StartError> {
+        let documents = Documents::new(config.resources.clone());
+        let resources = Arc::new(Registry::new(config.resources));
+        for name in DEFAULT_NAMESPACES {
+            make_namespace(&*config.store, &*config.env, name).await?;
+        }
+        let hub = Hub::start(&*config.store, resources.hub_kinds()).await?;
+        let state = Arc::new(State {
+            store: config.store,
+            hub,
+            env: config.env,
+            resources,
+            authenticator: config.authenticator,
+            logs: config.logs,
+            documents,
+            metrics: Metrics::new(),
+            plan: RwLock::default(),
+            stopping: CancellationToken::new(),
+            tasks: Mutex::default(),
+        });
+        let tasks = background::start(&state);
+        state.tasks.lock().expect("nothing panics under the lock").extend(tasks);
+        Ok(state)
+    }
+
+    /// Ends the background work and every watch.
+    pub fn stop(&self) {
+        self.stopping.cancel();
+        for task in self.tasks.lock().expect("nothing panics under the lock").drain(..) {
+            task.abort();
+        }
+    }
+
+    /// Ends with the server.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// The last allocation pass.
+    pub fn plan(&self) -> Option<Arc<PlanReport>> {
+        self.plan.read().expect("nothing panics under the lock").clone()
+    }
+
+    /// Keeps an allocation pass, until the next one.
+    pub fn set_plan(&self, report: PlanReport) {
+        *self.plan.write().expect("nothing panics under the lock") = Some(Arc::new(report));
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Makes a namespace, unless it is there.
+async fn make_namespace(store: &dyn Store, env: &dyn Env, name: &str) -> Result<(), StartError> {
+    let key = keys::namespace(name);
+    if store.get(&key).await?.is_some() {
+        return Ok(());
+    }
+    let object = json!({
+        "metadata": {
+            "name": name,
+            "uid": env.uid().to_string(),
+            "creationTimestamp": env.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "labels": {"kubernetes.io/metadata.name": name},
+        },
+        "spec": {"finalizers": ["kubernetes"]},
+        "status": {"phase": "Active"},
+    });
+    let Value::Object(object) = object else {
+        unreachable!("it is written as an object above");
+    };
+    let txn = Txn {
+        compares: vec![Compare::absent(key.clone())],
+        ops: vec![Op::put(key, hub::encode("v1", "Namespace", object))],
+    };
+    match store.commit(txn).await {
+        // Somebody else made it at the same time.
+        Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
