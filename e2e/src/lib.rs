@@ -62,7 +62,11 @@ pub fn mctl_binary() -> PathBuf {
     let test = std::env::current_exe().expect("the test knows its own path");
     let folder = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
     let binary = folder.join("mctl");
-    assert!(binary.exists(), "{} is missing; build it with: cargo build -p mctl", binary.display());
+    assert!(
+        binary.exists(),
+        "{} is missing; build it with: cargo build -p mctl",
+        binary.display()
+    );
     binary
 }
 
@@ -71,7 +75,12 @@ impl Cluster {
     pub fn start(args: &[&str]) -> Result<Cluster> {
         let home = tempfile::Builder::new().prefix("muster-e2e-").tempdir()?;
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut cluster = Cluster { home, child: None, output: Arc::default(), args };
+        let mut cluster = Cluster {
+            home,
+            child: None,
+            output: Arc::default(),
+            args,
+        };
         cluster.launch()?;
         Ok(cluster)
     }
@@ -79,11 +88,24 @@ impl Cluster {
     /// Starts the process (again) on the same data.
     pub fn launch(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "it is running already");
-        let log = fs::File::options().create(true).append(true).open(self.home.path().join("dev.log"))?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.path().join("dev.log"))?;
         let _ = fs::remove_file(self.kubeconfig());
         let mut command = self.command(&mctl_binary());
-        command.arg("dev").arg("--data-dir").arg(self.data_dir()).args(["--listen", "127.0.0.1:0"]).args(&self.args);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().context("cannot start mctl dev")?;
+        command
+            .arg("dev")
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .args(["--listen", "127.0.0.1:0"])
+            .args(&self.args);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .context("cannot start mctl dev")?;
         let stdout = child.stdout.take().expect("stdout is a pipe");
         let output = Arc::clone(&self.output);
         // Ends with the pipe: when the child does.
@@ -107,7 +129,10 @@ impl Cluster {
 
     /// What `mctl dev` printed so far.
     pub fn printed(&self) -> String {
-        self.output.lock().expect("nobody panics while holding the output").clone()
+        self.output
+            .lock()
+            .expect("nobody panics while holding the output")
+            .clone()
     }
 
     /// The directory that stands for the user's home.
@@ -162,8 +187,17 @@ impl Cluster {
 
     fn run(&self, program: &Path, args: &[&str], stdin: &str) -> Ran {
         let mut command = self.command(program);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let hint = || format!("cannot run {}; install it (apt-get install kubernetes-client for kubectl)", program.display());
+        command
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let hint = || {
+            format!(
+                "cannot run {}; install it (apt-get install kubernetes-client for kubectl)",
+                program.display()
+            )
+        };
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", hint()));
         use std::io::Write;
         let mut pipe = child.stdin.take().expect("stdin is a pipe");
@@ -186,12 +220,17 @@ impl Cluster {
     /// The task's field at a JSONPath, as text.
     pub fn field(&self, task: &str, path: &str) -> String {
         let output = format!("jsonpath={{{path}}}");
-        self.mctl(&["get", "task", task, "-o", &output]).stdout.trim().to_owned()
+        self.mctl(&["get", "task", task, "-o", &output])
+            .stdout
+            .trim()
+            .to_owned()
     }
 
     /// Waits until the task is in this phase.
     pub fn wait_phase(&self, task: &str, phase: &str) -> Result<()> {
-        let result = self.wait_until(&format!("{task} to be {phase}"), || self.field(task, ".status.phase") == phase);
+        let result = self.wait_until(&format!("{task} to be {phase}"), || {
+            self.field(task, ".status.phase") == phase
+        });
         result.with_context(|| self.mctl(&["describe", "task", task]).stdout)
     }
 

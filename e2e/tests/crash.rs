@@ -14,8 +14,13 @@ fn task(name: &str, command: &str) -> String {
 #[test]
 fn tasks_outlive_a_crash_and_ends_in_between_are_reported() -> Result<()> {
     let mut cluster = Cluster::start(&[])?;
-    let manifests = [task("stays", "echo up; sleep 1000"), task("ends", "while ! test -e end; do sleep 0.05; done; exit 5")];
-    cluster.mctl_with(&["apply", "-f", "-"], &manifests.join("\n---\n")).ok();
+    let manifests = [
+        task("stays", "echo up; sleep 1000"),
+        task("ends", "while ! test -e end; do sleep 0.05; done; exit 5"),
+    ];
+    cluster
+        .mctl_with(&["apply", "-f", "-"], &manifests.join("\n---\n"))
+        .ok();
     cluster.wait_phase("stays", "Running")?;
     cluster.wait_phase("ends", "Running")?;
     let uid = cluster.field("stays", ".metadata.uid");
@@ -30,7 +35,11 @@ fn tasks_outlive_a_crash_and_ends_in_between_are_reported() -> Result<()> {
     assert_eq!(cluster.field("ends", ".status.exitCode"), "5");
     cluster.wait_phase("stays", "Running")?;
     assert_eq!(cluster.field("stays", ".metadata.uid"), uid);
-    assert_eq!(cluster.field("stays", ".status.attempts[*].number"), "1", "it was adopted, not started again");
+    assert_eq!(
+        cluster.field("stays", ".status.attempts[*].number"),
+        "1",
+        "it was adopted, not started again"
+    );
     assert_eq!(cluster.mctl(&["logs", "stays"]).ok(), "up\n");
     Ok(())
 }
@@ -54,7 +63,9 @@ fn find(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
 #[test]
 fn ctrl_c_leaves_nothing_running() -> Result<()> {
     let mut cluster = Cluster::start(&[])?;
-    cluster.mctl_with(&["apply", "-f", "-"], &task("sleeper", "exec sleep 86399")).ok();
+    cluster
+        .mctl_with(&["apply", "-f", "-"], &task("sleeper", "exec sleep 86399"))
+        .ok();
     cluster.wait_phase("sleeper", "Running")?;
     assert_eq!(processes_with("sleep\u{0}86399"), 1);
     assert_eq!(cluster.stop()?, 0);
@@ -72,7 +83,9 @@ fn processes_with(words: &str) -> usize {
 #[test]
 fn acknowledged_objects_survive_a_crash() -> Result<()> {
     let mut cluster = Cluster::start(&[])?;
-    let map = |number: usize| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{number}}}\ndata: {{a: \"{number}\"}}\n");
+    let map = |number: usize| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{number}}}\ndata: {{a: \"{number}\"}}\n")
+    };
     let mut acknowledged = Vec::new();
     for number in 0..20 {
         if cluster.mctl_with(&["apply", "-f", "-"], &map(number)).code == 0 {
@@ -84,7 +97,9 @@ fn acknowledged_objects_survive_a_crash() -> Result<()> {
     cluster.launch()?;
     for number in acknowledged {
         let name = format!("c{number}");
-        let value = cluster.mctl(&["get", "configmap", &name, "-o", "jsonpath={.data.a}"]).ok();
+        let value = cluster
+            .mctl(&["get", "configmap", &name, "-o", "jsonpath={.data.a}"])
+            .ok();
         assert_eq!(value.trim(), number.to_string());
     }
     Ok(())

@@ -23,7 +23,15 @@ async fn client(cluster: &Cluster) -> Result<Client> {
 
 fn sleeper(name: &str) -> Task {
     let resources = serde_json::from_value(serde_json::json!({ "cpus": "0.01", "memory": "8Mi" })).expect("resources");
-    Task::new(name, TaskSpec { command: vec!["true".into()], framework: "default".into(), resources, ..Default::default() })
+    Task::new(
+        name,
+        TaskSpec {
+            command: vec!["true".into()],
+            framework: "default".into(),
+            resources,
+            ..Default::default()
+        },
+    )
 }
 
 fn quota(name: &str, role: &str) -> Quota {
@@ -37,16 +45,37 @@ async fn every_verb_of_the_api_works() -> Result<()> {
     let client = client(&cluster).await?;
     let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let data = |text: &str| Some(BTreeMap::from([("key".to_owned(), text.to_owned())]));
-    let new = ConfigMap { data: data("one"), ..ConfigMap::default() };
-    let named = ConfigMap { metadata: kube::api::ObjectMeta { name: Some("map".into()), ..Default::default() }, ..new };
+    let new = ConfigMap {
+        data: data("one"),
+        ..ConfigMap::default()
+    };
+    let named = ConfigMap {
+        metadata: kube::api::ObjectMeta {
+            name: Some("map".into()),
+            ..Default::default()
+        },
+        ..new
+    };
     let created = maps.create(&PostParams::default(), &named).await?;
     assert!(created.uid().is_some() && created.resource_version().is_some());
 
     let mut changed = created.clone();
     changed.data = data("two");
     let replaced = maps.replace("map", &PostParams::default(), &changed).await?;
-    let stale = maps.replace("map", &PostParams::default(), &ConfigMap { data: data("three"), ..created }).await;
-    assert!(matches!(stale, Err(kube::Error::Api(status)) if status.code == 409), "a stale write is a conflict");
+    let stale = maps
+        .replace(
+            "map",
+            &PostParams::default(),
+            &ConfigMap {
+                data: data("three"),
+                ..created
+            },
+        )
+        .await;
+    assert!(
+        matches!(stale, Err(kube::Error::Api(status)) if status.code == 409),
+        "a stale write is a conflict"
+    );
     let patch = serde_json::json!({ "data": { "more": "x" } });
     let patched = maps.patch("map", &PatchParams::default(), &Patch::Merge(patch)).await?;
     assert_eq!(patched.data.map(|data| data.len()), Some(2));
@@ -66,11 +95,18 @@ async fn a_reflector_sees_tasks_come_run_and_go() -> Result<()> {
     let tasks: Api<Task> = Api::default_namespaced(client);
     for config in [watcher::Config::default(), watcher::Config::default().streaming_lists()] {
         let (reader, writer) = reflector::store();
-        let stream = watcher(tasks.clone(), config).default_backoff().reflect(writer).applied_objects();
+        let stream = watcher(tasks.clone(), config)
+            .default_backoff()
+            .reflect(writer)
+            .applied_objects();
         let reflecting = tokio::spawn(async move { stream.try_for_each(|_| async { Ok(()) }).await });
         reader.wait_until_ready().await?;
         tasks.create(&PostParams::default(), &sleeper("seen")).await?;
-        let finished = |tasks: &[Arc<Task>]| tasks.iter().any(|task| task.phase() == muster_api::task_state::Phase::Finished);
+        let finished = |tasks: &[Arc<Task>]| {
+            tasks
+                .iter()
+                .any(|task| task.phase() == muster_api::task_state::Phase::Finished)
+        };
         eventually("the reflector to see it finished", || finished(&reader.state())).await?;
         tasks.delete("seen", &DeleteParams::default()).await?;
         eventually("the reflector to see it gone", || reader.state().is_empty()).await?;
@@ -88,7 +124,13 @@ async fn a_controller_reconciles_and_owns() -> Result<()> {
         let maps: Api<ConfigMap> = Api::default_namespaced((*client).clone());
         let name = format!("for-{}", quota.name_any());
         if maps.get_opt(&name).await?.is_none() {
-            let map = ConfigMap { metadata: kube::api::ObjectMeta { name: Some(name), ..Default::default() }, ..Default::default() };
+            let map = ConfigMap {
+                metadata: kube::api::ObjectMeta {
+                    name: Some(name),
+                    ..Default::default()
+                },
+                ..Default::default()
+            };
             maps.create(&PostParams::default(), &map).await?;
         }
         Ok::<_, kube::Error>(Action::await_change())
@@ -100,7 +142,12 @@ async fn a_controller_reconciles_and_owns() -> Result<()> {
     );
     let running = tokio::spawn(controller.for_each(|_| async {}));
     for number in 0..3 {
-        quotas.create(&PostParams::default(), &quota(&format!("q{number}"), &format!("role{number}"))).await?;
+        quotas
+            .create(
+                &PostParams::default(),
+                &quota(&format!("q{number}"), &format!("role{number}")),
+            )
+            .await?;
     }
     let maps: Api<ConfigMap> = Api::default_namespaced(client);
     let started = tokio::time::Instant::now();
@@ -118,5 +165,7 @@ async fn eventually(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.with_context(|| format!("waited for {what}"))
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .with_context(|| format!("waited for {what}"))
 }

@@ -21,18 +21,36 @@ fn task(name: &str, command: &str, more: &str) -> String {
 #[test]
 fn a_task_goes_through_an_offer_to_a_finished_process() -> Result<()> {
     let cluster = Cluster::start(&[])?;
-    assert_eq!(cluster.mctl_with(&["apply", "-f", "-"], HELLO).ok(), "task.muster.dev/hello created\n");
+    assert_eq!(
+        cluster.mctl_with(&["apply", "-f", "-"], HELLO).ok(),
+        "task.muster.dev/hello created\n"
+    );
     cluster.wait_phase("hello", "Finished")?;
     assert_eq!(cluster.mctl(&["logs", "hello"]).ok(), "hello from hello\n");
     assert_eq!(cluster.field("hello", ".status.exitCode"), "0");
     assert_eq!(cluster.field("hello", ".status.reason"), "Completed");
-    assert!(!cluster.field("hello", ".status.offer").is_empty(), "the offer that it came from is remembered");
-    assert_eq!(cluster.field("hello", ".status.conditions[?(@.type==\"Ready\")].status"), "True");
+    assert!(
+        !cluster.field("hello", ".status.offer").is_empty(),
+        "the offer that it came from is remembered"
+    );
+    assert_eq!(
+        cluster.field("hello", ".status.conditions[?(@.type==\"Ready\")].status"),
+        "True"
+    );
 
-    assert_eq!(cluster.mctl_with(&["apply", "-f", "-"], HELLO).ok(), "task.muster.dev/hello unchanged\n");
+    assert_eq!(
+        cluster.mctl_with(&["apply", "-f", "-"], HELLO).ok(),
+        "task.muster.dev/hello unchanged\n"
+    );
     let described = cluster.mctl(&["describe", "task", "hello"]).ok();
-    assert!(described.contains("Finished") && described.contains("Events"), "{described}");
-    assert_eq!(cluster.mctl(&["delete", "task", "hello"]).ok(), "task.muster.dev \"hello\" deleted\n");
+    assert!(
+        described.contains("Finished") && described.contains("Events"),
+        "{described}"
+    );
+    assert_eq!(
+        cluster.mctl(&["delete", "task", "hello"]).ok(),
+        "task.muster.dev \"hello\" deleted\n"
+    );
     assert!(cluster.mctl(&["get", "task", "hello"]).stderr.contains("not found"));
     Ok(())
 }
@@ -40,10 +58,20 @@ fn a_task_goes_through_an_offer_to_a_finished_process() -> Result<()> {
 #[test]
 fn the_exit_code_of_run_is_that_of_the_task() -> Result<()> {
     let cluster = Cluster::start(&[])?;
-    let ran = cluster.mctl(&["run", "seven", "--rm", "--", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    let ran = cluster.mctl(&[
+        "run",
+        "seven",
+        "--rm",
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 7",
+    ]);
     assert_eq!(ran.code, 7, "{ran:?}");
     assert!(ran.stdout.contains("out\n"), "{ran:?}");
-    cluster.wait_until("the task to be removed", || cluster.mctl(&["get", "task", "seven"]).code != 0)?;
+    cluster.wait_until("the task to be removed", || {
+        cluster.mctl(&["get", "task", "seven"]).code != 0
+    })?;
     Ok(())
 }
 
@@ -55,9 +83,15 @@ fn ends_are_told_apart() -> Result<()> {
         task("hungry", "tail /dev/zero", ""),
         task("signal", "kill -USR1 $$", ""),
         task("late", "sleep 1000", "  deadline: 1s\n"),
-        task("retry", "test -e done || { touch done; exit 1; }", "  restartPolicy: OnFailure\n"),
+        task(
+            "retry",
+            "test -e done || { touch done; exit 1; }",
+            "  restartPolicy: OnFailure\n",
+        ),
     ];
-    cluster.mctl_with(&["apply", "-f", "-"], &manifests.join("\n---\n")).ok();
+    cluster
+        .mctl_with(&["apply", "-f", "-"], &manifests.join("\n---\n"))
+        .ok();
     for (name, phase, reason) in [
         ("fails", "Failed", "NonZeroExit"),
         ("hungry", "Failed", "OutOfMemory"),
@@ -76,7 +110,11 @@ fn ends_are_told_apart() -> Result<()> {
 #[test]
 fn a_task_is_stopped_with_its_grace_and_deleted_with_its_processes() -> Result<()> {
     let cluster = Cluster::start(&[])?;
-    let manifest = task("stubborn", "trap \"\" TERM; echo up; while true; do sleep 0.1; done", "  kill: {gracePeriod: 1s}\n");
+    let manifest = task(
+        "stubborn",
+        "trap \"\" TERM; echo up; while true; do sleep 0.1; done",
+        "  kill: {gracePeriod: 1s}\n",
+    );
     cluster.mctl_with(&["apply", "-f", "-"], &manifest).ok();
     cluster.wait_phase("stubborn", "Running")?;
     cluster.mctl(&["delete", "task", "stubborn"]).ok();
@@ -90,7 +128,9 @@ fn what_fits_nowhere_says_so_with_the_arithmetic() -> Result<()> {
     let manifest = "apiVersion: muster.dev/v1\nkind: Task\nmetadata: {name: huge}\nspec:\n  command: [true]\n  resources: {cpus: 5000, memory: 32Mi}\n"
         .replace("[true]", "[\"true\"]");
     cluster.mctl_with(&["apply", "-f", "-"], &manifest).ok();
-    cluster.wait_until("the task to be stalled", || cluster.field("huge", ".status.reason") == "ExceedsEveryAgent")?;
+    cluster.wait_until("the task to be stalled", || {
+        cluster.field("huge", ".status.reason") == "ExceedsEveryAgent"
+    })?;
     assert_eq!(cluster.field("huge", ".status.phase"), "Pending");
     let message = cluster.field("huge", ".status.message");
     assert!(message.contains("5000"), "{message}");
@@ -103,14 +143,34 @@ fn what_fits_nowhere_says_so_with_the_arithmetic() -> Result<()> {
 #[test]
 fn gpus_are_given_out_whole_and_once() -> Result<()> {
     let cluster = Cluster::start(&["--gpus", "sim:2xH100"])?;
-    let gpu = |name: &str| task(name, "echo $MUSTER_GPUS; sleep 1000", "").replace("memory: 32Mi", "memory: 32Mi, gpus: 1");
-    cluster.mctl_with(&["apply", "-f", "-"], &[gpu("one"), gpu("two"), gpu("three")].join("\n---\n")).ok();
+    let gpu =
+        |name: &str| task(name, "echo $MUSTER_GPUS; sleep 1000", "").replace("memory: 32Mi", "memory: 32Mi, gpus: 1");
+    cluster
+        .mctl_with(
+            &["apply", "-f", "-"],
+            &[gpu("one"), gpu("two"), gpu("three")].join("\n---\n"),
+        )
+        .ok();
     let devices = |task: &str| cluster.field(task, ".status.devices[0]");
-    let running = || ["one", "two", "three"].into_iter().filter(|task| !devices(task).is_empty()).count();
+    let running = || {
+        ["one", "two", "three"]
+            .into_iter()
+            .filter(|task| !devices(task).is_empty())
+            .count()
+    };
     cluster.wait_until("two of three to be placed", || running() == 2)?;
-    let waiting = ["one", "two", "three"].into_iter().find(|task| devices(task).is_empty()).expect("one waits");
-    cluster.wait_until("the third to say why", || cluster.field(waiting, ".status.reason") == "WaitingForResources")?;
-    let given: Vec<String> = ["one", "two", "three"].map(devices).into_iter().filter(|uuid| !uuid.is_empty()).collect();
+    let waiting = ["one", "two", "three"]
+        .into_iter()
+        .find(|task| devices(task).is_empty())
+        .expect("one waits");
+    cluster.wait_until("the third to say why", || {
+        cluster.field(waiting, ".status.reason") == "WaitingForResources"
+    })?;
+    let given: Vec<String> = ["one", "two", "three"]
+        .map(devices)
+        .into_iter()
+        .filter(|uuid| !uuid.is_empty())
+        .collect();
     assert_ne!(given[0], given[1], "a device is given to one task only");
     Ok(())
 }
@@ -122,6 +182,9 @@ fn logs_follow_a_running_task() -> Result<()> {
     cluster.mctl_with(&["apply", "-f", "-"], &manifest).ok();
     let logs = cluster.mctl(&["logs", "-f", "talker"]).ok();
     assert_eq!(logs, "line 1\nline 2\nline 3\nline 4\nline 5\n");
-    assert_eq!(cluster.mctl(&["logs", "--tail", "2", "talker"]).ok(), "line 4\nline 5\n");
+    assert_eq!(
+        cluster.mctl(&["logs", "--tail", "2", "talker"]).ok(),
+        "line 4\nline 5\n"
+    );
     Ok(())
 }
