@@ -7,10 +7,10 @@ use std::time::Duration;
 use common::{Habit, TestCluster, User, phases};
 use muster_api::names;
 use muster_api::task_state::Phase;
-use muster_api::wire::AgentOffers;
+use muster_api::wire::{AgentOffers, OfferRef};
 use muster_client::Error;
 use muster_controllers::runtime::{Id, View};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 fn leader(view: &View) -> Option<String> {
@@ -72,24 +72,38 @@ async fn the_late_write_of_a_former_leader_is_refused() {
         .await
         .expect("leads");
     let old = client.fenced(&fence);
-    let seen = |view: &View| AgentOffers {
-        seen_revision: view.revision,
-        create: Vec::new(),
-        delete: Vec::new(),
+    let path = "/apis/muster.dev/v1/namespaces/default/frameworks";
+    let framework = |name: &str| {
+        json!({
+            "apiVersion": "muster.dev/v1", "kind": "Framework", "metadata": { "name": name, "namespace": "default" },
+            "spec": { "scheduler": "External", "demand": { "minimum": { "cpus": 1 } } },
+        })
     };
-    old.agent_offers("a1", &seen(&cluster.view())).await.expect("it leads");
-    // It sleeps through the end of its lease, and somebody else leads.
-    let _new = cluster.controllers("c1");
-    cluster
-        .wait("another leader", |view| leader(view).filter(|name| name == "c1"))
-        .await;
-    let late = old
-        .agent_offers("a1", &seen(&cluster.view()))
+    old.create_at::<_, Value>(path, &framework("f1"))
         .await
-        .expect_err("it does not lead");
-    assert!(matches!(late, Error::Fenced(_)), "{late:?}");
-    let late = old.put_plan(&Default::default()).await.expect_err("it does not lead");
-    assert!(matches!(late, Error::Fenced(_)), "{late:?}");
+        .expect("it leads");
+    // It sleeps through the end of its lease; somebody else leads and makes an offer.
+    let _new = cluster.controllers("c1");
+    let offer = cluster
+        .wait("an offer", |view| view.offers.values().next().cloned())
+        .await;
+    let late = old.create_at::<_, Value>(path, &framework("f2")).await;
+    assert!(matches!(late, Err(Error::Fenced(_))), "{late:?}");
+    let request = AgentOffers {
+        seen_revision: cluster.view().revision,
+        create: Vec::new(),
+        delete: vec![OfferRef {
+            namespace: "default".to_owned(),
+            name: offer.metadata.name.clone().expect("a name"),
+            uid: offer.metadata.uid.clone().expect("a uid"),
+        }],
+    };
+    let late = old.agent_offers("a1", &request).await;
+    assert!(matches!(late, Err(Error::Fenced(_))), "{late:?}");
+    let late = old.put_plan(&Default::default()).await;
+    assert!(matches!(late, Err(Error::Fenced(_))), "{late:?}");
+    let view = cluster.view();
+    assert_eq!((view.offers.len(), view.frameworks.len()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

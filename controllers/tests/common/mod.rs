@@ -1,6 +1,11 @@
 //! A cluster in one thread on a paused clock: the real API server, controllers, and agents driven by hand.
 
-#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test file uses a part of it"
+)]
 
 mod agent;
 mod server;
