@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::dev::args::{AgentArgs, DevArgs, ServerArgs};
+
 const AFTER: &str = "Exit codes: 0 done, 1 error, 2 differences, 3 the task cannot be placed, 4 timed out, 5 the task failed.\n\
 The cluster is the one of --kubeconfig, MUSTER_CONFIG, KUBECONFIG or ~/.config/muster/config; `mctl dev` starts one here.";
 
@@ -400,71 +402,6 @@ pub struct CompletionArgs {
     /// Which shell.
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
-}
-
-/// How agents run tasks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum RuntimeKind {
-    /// As isolated processes of this machine.
-    #[default]
-    Process,
-    /// Not at all: tasks only seem to run.
-    #[value(hide = true)]
-    Fake,
-}
-
-/// `mctl dev`.
-#[derive(Debug, Args)]
-pub struct DevArgs {
-    /// Where the cluster keeps what it knows [default: ~/.local/share/muster].
-    #[arg(long, value_name = "DIRECTORY")]
-    pub data_dir: Option<PathBuf>,
-    /// Where the API server listens; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
-    pub listen: std::net::SocketAddr,
-    /// How many agents.
-    #[arg(long, default_value_t = 1, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(0..=100))]
-    pub agents: u16,
-    /// GPUs of each agent: `sim:8xH100` makes some up, `none` hides them.
-    #[arg(long, value_name = "GPUS")]
-    pub gpus: Option<String>,
-    /// How tasks are run.
-    #[arg(long, value_enum, default_value_t)]
-    pub runtime: RuntimeKind,
-    /// Leave ~/.config/muster/config alone.
-    #[arg(long)]
-    pub no_context: bool,
-}
-
-/// `mctl server`.
-#[derive(Debug, Args)]
-pub struct ServerArgs {
-    /// Where the cluster keeps what it knows [default: ~/.local/share/muster].
-    #[arg(long, value_name = "DIRECTORY")]
-    pub data_dir: Option<PathBuf>,
-    /// Where the API server listens.
-    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
-    pub listen: std::net::SocketAddr,
-}
-
-/// `mctl agent`.
-#[derive(Debug, Args)]
-pub struct AgentArgs {
-    /// The name of the agent [default: that of the machine].
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// Where the agent keeps what it knows [default: ~/.local/share/muster-agent].
-    #[arg(long, value_name = "DIRECTORY")]
-    pub data_dir: Option<PathBuf>,
-    /// The directory of the server on this machine, which has the certificates that the agent needs.
-    #[arg(long, value_name = "DIRECTORY")]
-    pub server_dir: Option<PathBuf>,
-    /// GPUs: `sim:8xH100` makes some up, `none` hides them.
-    #[arg(long, value_name = "GPUS")]
-    pub gpus: Option<String>,
-    /// How tasks are run.
-    #[arg(long, value_enum, default_value_t)]
-    pub runtime: RuntimeKind,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 pub mod age;
 pub mod cli;
 pub mod commands;
+pub mod dev;
 pub mod discovery;
 pub mod failure;
 pub mod jsonpath;
@@ -32,12 +33,20 @@ use style::Paint;
 
 /// Everything that `main` does.
 pub fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    // Before any thread: each container of an agent in this process is held by this executable, run again.
+    if args.nth(1).as_deref() == Some("shim".as_ref()) {
+        return muster_runtime::process::shim_main(args);
+    }
     let cli = Cli::parse();
     log(&cli.global);
     let mut terminal = Terminal::real();
     let outcome = match cli.command {
         Command::Completion(args) => Ok(completion(args.shell)),
         Command::Config(command) => commands::config::run(&cli.global, command, &mut terminal),
+        Command::Dev(args) => cluster().and_then(|runtime| runtime.block_on(dev::dev(*args, &mut terminal))),
+        Command::Server(args) => cluster().and_then(|runtime| runtime.block_on(dev::server(*args, &mut terminal))),
+        Command::Agent(args) => cluster().and_then(|runtime| runtime.block_on(dev::agent(*args, &mut terminal))),
         command => runtime().and_then(|runtime| runtime.block_on(dispatch(&cli.global, command, &mut terminal))),
     };
     finish(outcome, &mut terminal)
@@ -45,6 +54,14 @@ pub fn main() -> ExitCode {
 
 fn runtime() -> Outcome<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Two threads are enough for a cluster on one machine: the work is waiting.
+fn cluster() -> Outcome<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
 }
 
 async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) -> Outcome {

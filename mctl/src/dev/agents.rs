@@ -1,0 +1,227 @@
+//! Agents in this process.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use muster_agentd::devices::{DeviceSource, NoDevices, SimulatedDevices};
+use muster_agentd::machine::{self, Claim};
+use muster_agentd::tls::Material;
+use muster_agentd::{Config, NodeServer, SESSION_TTL};
+use muster_api::env::{Env as _, SystemEnv};
+use muster_api::names;
+use muster_api::ports::PortSet;
+use muster_api::quantity::{ByteSize, Scalar};
+use muster_api::v1::{AgentCapacity, Versions};
+use muster_client::Client;
+use muster_runtime::{FakeRuntime, ProcessRuntime, Runtime, process};
+use tokio_util::sync::CancellationToken;
+
+use super::args::{Offered, RuntimeKind};
+use super::control::because;
+use crate::failure::{Failure, Outcome};
+
+/// Everything that an agent is run with.
+pub(super) struct Agent {
+    /// Its name.
+    pub(super) name: String,
+    /// What it has to give.
+    pub(super) capacity: AgentCapacity,
+    config: Config,
+    runtime: Arc<dyn Runtime>,
+    process: Option<Arc<ProcessRuntime>>,
+    devices: Arc<dyn DeviceSource>,
+    /// Keeps the directory its own.
+    _claim: Claim,
+}
+
+/// Where an agent lives and what it is told.
+pub(super) struct Place<'a> {
+    /// Its name.
+    pub(super) name: &'a str,
+    /// Its own directory.
+    pub(super) directory: PathBuf,
+    /// What no task may see, besides that.
+    pub(super) hidden: Vec<PathBuf>,
+    /// How many agents share the machine, and which of them this is, from 0.
+    pub(super) share: (u32, u32),
+    /// The ports of all agents of the machine.
+    pub(super) ports: PortSet,
+    /// Where the node server listens, and the host that it is reached by.
+    pub(super) listen: (SocketAddr, Option<String>),
+    /// Its certificates.
+    pub(super) tls: Material,
+    /// Whether tasks end with the agent.
+    pub(super) stop_tasks: bool,
+}
+
+impl Agent {
+    /// Makes everything ready; nothing is said to the API server yet.
+    pub(super) async fn open(place: Place<'_>, offered: &Offered) -> Outcome<Agent> {
+        let name = place.name;
+        if let Some(problem) = names::dns_subdomain_problem(name) {
+            return Err(Failure::new(format!(
+                "`{name}` cannot be the name of an agent: {problem}"
+            )));
+        }
+        let devices = devices(&offered.gpus, name)?;
+        let claim = Claim::take(&place.directory, &SystemEnv)
+            .await
+            .map_err(|error| because("the agent", &error))?;
+        let capacity = capacity(&place, offered)?;
+        let hostname = machine::hostname().unwrap_or_else(|| name.to_owned());
+        let attributes: BTreeMap<String, String> = [("hostname".to_owned(), hostname)]
+            .into_iter()
+            .chain(offered.attributes.iter().cloned())
+            .collect();
+        let (runtime, process, version) = runtime(&place, offered.runtime)?;
+        let config = Config {
+            name: name.to_owned(),
+            identity: claim.identity.clone(),
+            attributes,
+            capacity: capacity.clone(),
+            versions: Versions {
+                kernel: machine::read("/proc/sys/kernel/osrelease"),
+                runtime: version,
+                ..Versions::default()
+            },
+            session_ttl: SESSION_TTL,
+            server: Some(NodeServer {
+                listen: place.listen.0,
+                advertise: place.listen.1,
+                tls: place.tls,
+            }),
+            stop_tasks_on_shutdown: place.stop_tasks,
+        };
+        let mut shown = capacity;
+        shown.gpus = u32::try_from(devices.discover().len()).unwrap_or(u32::MAX);
+        Ok(Agent {
+            name: name.to_owned(),
+            capacity: shown,
+            config,
+            runtime,
+            process,
+            devices,
+            _claim: claim,
+        })
+    }
+
+    /// Runs it until it is told to stop.
+    pub(super) async fn run(self, client: Client, stop: CancellationToken) -> Outcome<()> {
+        let ran = muster_agentd::run(
+            client,
+            self.runtime,
+            self.devices,
+            Arc::new(SystemEnv),
+            self.config,
+            stop,
+        )
+        .await;
+        if let Some(process) = self.process {
+            process.close();
+        }
+        ran.map_err(|error| because(&format!("the agent {}", self.name), &error))
+    }
+}
+
+fn runtime(place: &Place<'_>, kind: RuntimeKind) -> Outcome<(Arc<dyn Runtime>, Option<Arc<ProcessRuntime>>, String)> {
+    let version = env!("CARGO_PKG_VERSION");
+    match kind {
+        RuntimeKind::Fake => {
+            let clock = || SystemEnv.now().as_millisecond();
+            Ok((Arc::new(FakeRuntime::new(clock)), None, format!("fake/{version}")))
+        }
+        RuntimeKind::Process => {
+            let hidden = place
+                .hidden
+                .iter()
+                .chain([&place.directory])
+                .filter_map(|path| path.canonicalize().ok());
+            let config = process::Config {
+                hidden: hidden.collect(),
+                ..process::Config::new(place.directory.join("runtime"))
+            };
+            let runtime =
+                Arc::new(ProcessRuntime::new(config).map_err(|error| because("the process runtime", &error))?);
+            Ok((runtime.clone(), Some(runtime), format!("process/{version}")))
+        }
+    }
+}
+
+fn devices(gpus: &str, agent: &str) -> Outcome<Arc<dyn DeviceSource>> {
+    match gpus.split_once(':') {
+        None if gpus == "none" => Ok(Arc::new(NoDevices)),
+        Some(("sim", text)) => {
+            let devices = SimulatedDevices::parse(text, agent).map_err(|error| because("--gpus", &error))?;
+            Ok(Arc::new(devices))
+        }
+        _ => Err(Failure::new(format!(
+            "--gpus {gpus}: write `none`, or simulated GPUs such as `sim:8xH100`"
+        ))),
+    }
+}
+
+/// What was given, or the agent's share of what the machine has.
+fn capacity(place: &Place<'_>, offered: &Offered) -> Outcome<AgentCapacity> {
+    let found = machine::capacity(&place.directory).map_err(|error| because("the machine", &error))?;
+    let (of, index) = (place.share.0.max(1), place.share.1);
+    let shared = u64::from(of);
+    Ok(AgentCapacity {
+        cpus: offered.cpus.unwrap_or(Scalar::from_milli(found.cpus.milli() / shared)),
+        memory: offered.memory.unwrap_or(whole_mib(found.memory.bytes() / shared)),
+        disk: offered.disk.unwrap_or(whole_mib(found.disk.bytes() / shared)),
+        gpus: 0,
+        ports: share(&place.ports, of, index),
+    })
+}
+
+/// Whole mebibytes read better.
+fn whole_mib(bytes: u64) -> ByteSize {
+    ByteSize::from_bytes(bytes >> 20 << 20)
+}
+
+/// One of so many equal parts of the ports.
+fn share(ports: &PortSet, of: u32, index: u32) -> PortSet {
+    let each = ports.len() / of;
+    let before = ports.lowest(each * index).unwrap_or_default();
+    ports.difference(&before).lowest(each).unwrap_or_default()
+}
+
+/// The name of this machine as that of an agent.
+pub(super) fn own_name() -> String {
+    let name = machine::hostname().unwrap_or_default().to_lowercase();
+    if names::dns_subdomain_problem(&name).is_none() {
+        name
+    } else {
+        "agent-1".to_owned()
+    }
+}
+
+/// A file of a join directory.
+pub(super) fn file(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_of_one_machine_share_its_ports() {
+        let all: PortSet = "31000-31009".parse().expect("ports");
+        assert_eq!(share(&all, 1, 0), all);
+        assert_eq!(share(&all, 3, 0).to_string(), "31000-31002");
+        assert_eq!(share(&all, 3, 2).to_string(), "31006-31008");
+    }
+
+    #[test]
+    fn gpus_are_made_up_or_none() {
+        assert_eq!(
+            devices("sim:8xH100", "a").map(|devices| devices.discover().len()).ok(),
+            Some(8)
+        );
+        assert!(devices("none", "a").is_ok_and(|devices| devices.discover().is_empty()));
+        assert!(devices("8xH100", "a").is_err());
+    }
+}

@@ -1,0 +1,111 @@
+//! What can be typed to start a cluster, or a part of one.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use muster_api::names;
+use muster_api::ports::PortSet;
+use muster_api::quantity::{ByteSize, Scalar};
+
+/// How agents run tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeKind {
+    /// As isolated processes of this machine.
+    #[default]
+    Process,
+    /// Not at all: tasks only seem to run.
+    #[value(hide = true)]
+    Fake,
+}
+
+/// What an agent offers; default: what the machine has.
+#[derive(Clone, Debug, Args)]
+pub struct Offered {
+    /// GPUs of each agent: `sim:8xH100` makes some up.
+    #[arg(long, default_value = "none", value_name = "GPUS")]
+    pub gpus: String,
+    /// CPUs of each agent.
+    #[arg(long, value_name = "CPUS")]
+    pub cpus: Option<Scalar>,
+    /// Memory of each agent.
+    #[arg(long, value_name = "BYTES")]
+    pub memory: Option<ByteSize>,
+    /// Disk of each agent.
+    #[arg(long, value_name = "BYTES")]
+    pub disk: Option<ByteSize>,
+    /// What tasks may select agents by, such as zone=a,rack=7.
+    #[arg(long, value_delimiter = ',', value_parser = attribute, value_name = "KEY=VALUE")]
+    pub attributes: Vec<(String, String)>,
+    /// How tasks are run.
+    #[arg(long, value_enum, default_value_t)]
+    pub runtime: RuntimeKind,
+}
+
+/// `mctl dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Where the cluster keeps what it knows [default: ~/.local/share/muster].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API server listens; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// How many agents; they share what the machine has.
+    #[arg(long, default_value_t = 1, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(0..=100))]
+    pub agents: u16,
+    /// What they offer.
+    #[command(flatten)]
+    pub offered: Offered,
+    /// Leave ~/.config/muster/config alone.
+    #[arg(long)]
+    pub no_context: bool,
+}
+
+/// `mctl server`.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Where the cluster keeps what it knows [default: ~/.local/share/muster].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API server listens.
+    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// Under which other names and addresses it is reached.
+    #[arg(long, value_delimiter = ',', value_name = "HOST")]
+    pub advertise: Vec<String>,
+    /// An agent that may join, and the host that it is reached by: what it needs is put into `<data-dir>/join/NAME`.
+    #[arg(long = "agent", value_name = "NAME[=HOST]")]
+    pub agents: Vec<String>,
+}
+
+/// `mctl agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The directory that the server has made for this agent: `<data-dir>/join/NAME` of the server, or a copy of it.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub join: PathBuf,
+    /// Where the agent keeps what it knows [default: ~/.local/share/muster-agent].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the agent's own server, for logs, listens.
+    #[arg(long, default_value = "0.0.0.0:0", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// What it offers.
+    #[command(flatten)]
+    pub offered: Offered,
+    /// The ports that tasks are given.
+    #[arg(long, default_value = "31000-32000", value_name = "RANGES")]
+    pub ports: PortSet,
+    /// Stop all tasks when the agent is told to stop. Otherwise they go on, and the next start of the agent finds them.
+    #[arg(long)]
+    pub stop_tasks_on_shutdown: bool,
+}
+
+fn attribute(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    match names::qualified_name_problem(key).or_else(|| names::label_value_problem(value)) {
+        Some(problem) => Err(problem),
+        None => Ok((key.to_owned(), value.to_owned())),
+    }
+}

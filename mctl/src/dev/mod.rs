@@ -1,0 +1,349 @@
+//! A whole cluster in this process, or a part of one: `mctl dev`, `mctl server`, `mctl agent`.
+//!
+//! Only constructors are called here; everything is made of the very parts that run apart in production. Promised: a second start on the
+//! same directory goes on where the first one ended; a directory is used by one process at a time; Ctrl-C leaves no task running.
+
+mod agents;
+pub mod args;
+mod control;
+mod directory;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muster_agentd::tls::Material;
+use muster_api::ports::PortSet;
+use muster_apiserver::files;
+use muster_apiserver::kubeconfig::Access;
+use muster_client::Client;
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::{Exit, Failure, Outcome};
+use crate::kubeconfig;
+use crate::rest::Rest;
+use crate::session::{Terminal, ours};
+use crate::style::Paint;
+use agents::{Agent, Place};
+use args::{AgentArgs, DevArgs, ServerArgs};
+use control::{ControlPlane, because};
+use directory::Directory;
+
+/// How long agents may take to be ready before it is said that they are not.
+const READY_MAX: Duration = Duration::from_secs(20);
+
+/// Cancelled by the first signal that asks this process to end; the second one ends it.
+fn stop_on_signals() -> Outcome<CancellationToken> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        for last in [false, true] {
+            tokio::select! { biased; _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            if last {
+                std::process::exit(i32::from(Exit::OfTask(130).code()));
+            }
+            stopped.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// `mctl dev`.
+pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
+    let start = Instant::now();
+    let stop = stop_on_signals()?;
+    let directory = Directory::take(&args.data_dir.clone().map_or_else(|| directory::default("muster"), Ok)?)?;
+    let mut control = ControlPlane::start(&directory, args.listen, &[]).await?;
+    let shared = if args.no_context {
+        None
+    } else {
+        Some(kubeconfig::own_file()?)
+    };
+    control.write_kubeconfig(&directory, shared.as_deref())?;
+    terminal.line(format!("data        {}", directory.path().display()))?;
+    terminal.line(format!("api server  {}", control.access.server))?;
+    let mut running: JoinSet<Outcome<()>> = JoinSet::new();
+    // Agents end before the server does, because they still have to say what became of their tasks.
+    let agents_stop = CancellationToken::new();
+    let mut names = Vec::new();
+    let hidden: Vec<PathBuf> = [directory.path().to_owned()]
+        .into_iter()
+        .chain(shared.clone())
+        .collect();
+    for index in 0..u32::from(args.agents) {
+        let name = if args.agents == 1 {
+            agents::own_name()
+        } else {
+            format!("agent-{}", index + 1)
+        };
+        let agent = open(
+            &control,
+            &directory,
+            &hidden,
+            &name,
+            (u32::from(args.agents), index),
+            &args.offered,
+        )
+        .await?;
+        terminal.line(format!("agent       {name}: {}", capacity(&agent)))?;
+        running.spawn(agent.run(control.agent_client(&name)?, agents_stop.clone()));
+        names.push(name);
+    }
+    let admin = control.admin();
+    let begun = tokio::select! {
+        biased;
+        ended = serve_on(&stop, &mut control, &mut running) => Some(ended),
+        ready = ready(&admin, &names) => ready.err().map(Err),
+    };
+    let ended = match begun {
+        Some(ended) => ended,
+        None => {
+            welcome(&args, &directory, start.elapsed(), terminal)?;
+            serve_on(&stop, &mut control, &mut running).await
+        }
+    };
+    terminal.note(if names.is_empty() {
+        "stopping"
+    } else {
+        "stopping; tasks get the time that they asked for (Ctrl-C again ends this at once)"
+    });
+    agents_stop.cancel();
+    let mut left = ended;
+    while let Some(agent) = running.join_next().await {
+        if let (Ok(()), Ok(Err(failure))) = (&left, agent) {
+            left = Err(failure);
+        }
+    }
+    control.stop().await;
+    left.map(|()| Exit::Done)
+}
+
+/// Waits for the end, or for a part that fails.
+async fn serve_on(
+    stop: &CancellationToken,
+    control: &mut ControlPlane,
+    running: &mut JoinSet<Outcome<()>>,
+) -> Outcome<()> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        failure = control.failed() => Err(failure),
+        Some(ended) = running.join_next(), if !running.is_empty() => Err(unexpected(ended)),
+    }
+}
+
+fn unexpected(ended: Result<Outcome<()>, tokio::task::JoinError>) -> Failure {
+    match ended {
+        Ok(Ok(())) => Failure::new("an agent has ended"),
+        Ok(Err(failure)) => failure,
+        Err(error) => because("an agent", &error),
+    }
+}
+
+async fn open(
+    control: &ControlPlane,
+    directory: &Directory,
+    hidden: &[PathBuf],
+    name: &str,
+    share: (u32, u32),
+    offered: &args::Offered,
+) -> Outcome<Agent> {
+    let identity = control
+        .pki()
+        .agent(name, &[], &muster_api::env::SystemEnv)
+        .map_err(|error| because("the certificates", &error))?;
+    let place = Place {
+        name,
+        directory: directory.join("agents").join(name),
+        hidden: hidden.to_vec(),
+        share,
+        ports: default_ports(),
+        listen: (SocketAddr::from(([127, 0, 0, 1], 0)), None),
+        tls: Material {
+            ca: control.pki().ca_pem().to_owned(),
+            cert: identity.certificate_pem,
+            key: identity.key_pem,
+        },
+        stop_tasks: true,
+    };
+    Agent::open(place, offered).await
+}
+
+fn default_ports() -> PortSet {
+    let (low, high) = muster_agentd::machine::PORTS;
+    format!("{low}-{high}").parse().expect("the constant is a range")
+}
+
+fn capacity(agent: &Agent) -> String {
+    let capacity = &agent.capacity;
+    let gpus = if capacity.gpus > 0 {
+        format!(", {} gpus (simulated)", capacity.gpus)
+    } else {
+        String::new()
+    };
+    format!("{} cpus, {} memory{gpus}", capacity.cpus, capacity.memory)
+}
+
+/// Waits until the agents are ready.
+async fn ready(admin: &Client, names: &[String]) -> Outcome<()> {
+    let rest = Rest::over(admin.kube(), "this process");
+    let agents = ours("agents", "agent", "Agent", false);
+    let deadline = Instant::now() + READY_MAX;
+    for name in names {
+        let mut observer = crate::observe::Observer::new(&rest, &agents, "", name);
+        let is_ready = |seen: &Option<Value>| {
+            let object = seen.as_ref();
+            object.and_then(|object| crate::commands::wait::condition(object, "Ready")) == Some("True")
+        };
+        let seen = async {
+            while !is_ready(&observer.next().await?) {}
+            Ok::<(), crate::rest::CallError>(())
+        };
+        let late = |_| {
+            Failure::with(
+                Exit::TimedOut,
+                format!(
+                    "the agent {name} is not ready after {} s; try again with --log info",
+                    READY_MAX.as_secs()
+                ),
+            )
+        };
+        tokio::time::timeout_at(deadline, seen).await.map_err(late)??;
+    }
+    Ok(())
+}
+
+fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut Terminal) -> Outcome<()> {
+    let style = terminal.out_style;
+    let config = directory.join("kubeconfig");
+    let flag = if args.no_context {
+        format!(" --kubeconfig {}", config.display())
+    } else {
+        String::new()
+    };
+    let gpus = if args.offered.gpus == "none" { "" } else { " --gpus 1" };
+    terminal.line(format!(
+        "{} after {} ms\n",
+        style.paint(Paint::Good, "ready"),
+        took.as_millis()
+    ))?;
+    terminal.line("Now, in another terminal:")?;
+    if args.agents > 0 {
+        terminal.line(format!(
+            "  mctl{flag} run hello{gpus} -- sh -c 'echo hello from $MUSTER_TASK'"
+        ))?;
+    }
+    terminal.line(format!("  mctl{flag} get agents,tasks -A"))?;
+    terminal.line(format!("  kubectl --kubeconfig {} get tasks", config.display()))?;
+    terminal.line("Ctrl-C stops the cluster and its tasks; the next `mctl dev` goes on from here.")
+}
+
+/// `mctl server`.
+pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
+    let stop = stop_on_signals()?;
+    let directory = Directory::take(&args.data_dir.clone().map_or_else(|| directory::default("muster"), Ok)?)?;
+    let mut names = args.advertise.clone();
+    if !args.listen.ip().is_unspecified() {
+        names.push(args.listen.ip().to_string());
+    }
+    let mut control = ControlPlane::start(&directory, args.listen, &names).await?;
+    control.write_kubeconfig(&directory, None)?;
+    for agent in &args.agents {
+        let path = invite(&control, &directory, agent, args.advertise.first())?;
+        terminal.line(format!("agent       mctl agent --join {}", path.display()))?;
+    }
+    terminal.line(format!("data        {}", directory.path().display()))?;
+    terminal.line(format!("api server  {}", control.access.server))?;
+    terminal.line(format!(
+        "use it with --kubeconfig {}",
+        directory.join("kubeconfig").display()
+    ))?;
+    let ended = serve_on(&stop, &mut control, &mut JoinSet::new()).await;
+    control.stop().await;
+    ended.map(|()| Exit::Done)
+}
+
+/// Puts what an agent needs to join into a directory of its own.
+fn invite(control: &ControlPlane, directory: &Directory, agent: &str, host: Option<&String>) -> Outcome<PathBuf> {
+    let (name, reached_by) = agent
+        .split_once('=')
+        .map_or((agent, None), |(name, host)| (name, Some(host.to_owned())));
+    if let Some(problem) = muster_api::names::dns_subdomain_problem(name) {
+        return Err(Failure::new(format!("--agent {agent}: {problem}")));
+    }
+    let names: Vec<String> = reached_by.into_iter().collect();
+    let identity = control
+        .pki()
+        .agent(name, &names, &muster_api::env::SystemEnv)
+        .map_err(|error| because("the certificates", &error))?;
+    let server = match (host, control.access.server.rsplit_once(':')) {
+        (Some(host), Some((_, port))) => format!("https://{host}:{port}"),
+        _ => control.access.server.clone(),
+    };
+    let path = directory.join("join").join(name);
+    let write = |file: &str, text: &str| {
+        files::write_private(&path.join(file), text.as_bytes())
+            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+    };
+    files::private_directory(&path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    write("name", name)?;
+    write("host", names.first().map_or("", String::as_str))?;
+    write("ca.crt", control.pki().ca_pem())?;
+    write("agent.crt", &identity.certificate_pem)?;
+    write("agent.key", &identity.key_pem)?;
+    let access = Access {
+        server,
+        ca_pem: control.pki().ca_pem().to_owned(),
+        token: control.agent_token(name)?,
+    };
+    muster_apiserver::kubeconfig::write(&path.join("kubeconfig"), &access)
+        .map_err(|error| because("the kubeconfig", &error))?;
+    Ok(path)
+}
+
+/// `mctl agent`.
+pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
+    let stop = stop_on_signals()?;
+    let read = |name: &str| agents::file(&args.join.join(name)).map(|text| text.trim().to_owned());
+    let name = read("name")?;
+    let directory = args
+        .data_dir
+        .clone()
+        .map_or_else(|| directory::default("muster-agent"), Ok)?;
+    files::private_directory(&directory).map_err(|error| Failure::new(format!("{}: {error}", directory.display())))?;
+    let host = Some(read("host")?).filter(|host| !host.is_empty());
+    let listen = if host.is_none() && args.listen.ip().is_unspecified() {
+        SocketAddr::from(([127, 0, 0, 1], args.listen.port()))
+    } else {
+        args.listen
+    };
+    let place = Place {
+        name: &name,
+        directory,
+        hidden: vec![args.join.clone()],
+        share: (1, 0),
+        ports: args.ports.clone(),
+        listen: (listen, host),
+        tls: Material {
+            ca: read("ca.crt")?,
+            cert: read("agent.crt")?,
+            key: read("agent.key")?,
+        },
+        stop_tasks: args.stop_tasks_on_shutdown,
+    };
+    let agent = Agent::open(place, &args.offered).await?;
+    let choice = kubeconfig::Choice {
+        file: Some(args.join.join("kubeconfig")),
+        context: None,
+    };
+    let client =
+        Client::from_config(kubeconfig::load(&choice).await?).map_err(|error| because("the client", &error))?;
+    terminal.line(format!("agent       {name}: {}", capacity(&agent)))?;
+    agent.run(client, stop).await?;
+    Ok(Exit::Done)
+}
