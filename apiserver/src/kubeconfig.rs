@@ -57,11 +57,19 @@ pub fn write(path: &Path, access: &Access) -> Result<(), KubeconfigError> {
 /// Puts the cluster, the user and the context into the file, which is made when it is not there, and makes the context the current one.
 /// What else is in it stays.
 pub fn merge(path: &Path, access: &Access) -> Result<(), KubeconfigError> {
-    let malformed = |problem: String| KubeconfigError::Malformed { path: path.to_owned(), problem };
+    let malformed = |problem: String| KubeconfigError::Malformed {
+        path: path.to_owned(),
+        problem,
+    };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(source) => return Err(KubeconfigError::File { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(KubeconfigError::File {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
     let mut config = match serde_yaml::from_str(&text).map_err(|error| malformed(error.to_string()))? {
         Value::Mapping(config) => config,
@@ -76,8 +84,10 @@ pub fn merge(path: &Path, access: &Access) -> Result<(), KubeconfigError> {
     }
     put(&mut config, access);
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-        files::private_directory(directory)
-            .map_err(|source| KubeconfigError::File { path: directory.to_owned(), source })?;
+        files::private_directory(directory).map_err(|source| KubeconfigError::File {
+            path: directory.to_owned(),
+            source,
+        })?;
     }
     save(path, &config)
 }
@@ -88,10 +98,18 @@ fn put(config: &mut Mapping, access: &Access) {
     for (name, value) in [("apiVersion", "v1"), ("kind", "Config")] {
         config.insert(text(name), text(value));
     }
-    let cluster = [("certificate-authority-data", ca.as_str()), ("server", access.server.as_str())];
+    let cluster = [
+        ("certificate-authority-data", ca.as_str()),
+        ("server", access.server.as_str()),
+    ];
     named(config, "clusters", "cluster", &cluster);
     named(config, "users", "user", &[("token", access.token.as_str())]);
-    named(config, "contexts", "context", &[("cluster", NAME), ("user", NAME), ("namespace", "default")]);
+    named(
+        config,
+        "contexts",
+        "context",
+        &[("cluster", NAME), ("user", NAME), ("namespace", "default")],
+    );
     config.insert(text("current-context"), text(NAME));
     if !config.contains_key("preferences") {
         config.insert(text("preferences"), Value::Mapping(Mapping::new()));
@@ -102,13 +120,18 @@ fn put(config: &mut Mapping, access: &Access) {
 fn named(config: &mut Mapping, list: &str, field: &str, fields: &[(&str, &str)]) {
     let text = |text: &str| Value::String(text.to_owned());
     let inner: Mapping = fields.iter().map(|(name, value)| (text(name), text(value))).collect();
-    let entry: Mapping = [(text("name"), text(NAME)), (text(field), Value::Mapping(inner))].into_iter().collect();
+    let entry: Mapping = [(text("name"), text(NAME)), (text(field), Value::Mapping(inner))]
+        .into_iter()
+        .collect();
     let entry = Value::Mapping(entry);
     let mut entries = match config.remove(list) {
         Some(Value::Sequence(entries)) => entries,
         _ => Vec::new(),
     };
-    match entries.iter_mut().find(|entry| entry.get("name").and_then(Value::as_str) == Some(NAME)) {
+    match entries
+        .iter_mut()
+        .find(|entry| entry.get("name").and_then(Value::as_str) == Some(NAME))
+    {
         Some(old) => *old = entry,
         None => entries.push(entry),
     }
@@ -117,7 +140,10 @@ fn named(config: &mut Mapping, list: &str, field: &str, fields: &[(&str, &str)])
 
 fn save(path: &Path, config: &Mapping) -> Result<(), KubeconfigError> {
     let text = serde_yaml::to_string(config).expect("a mapping of texts is YAML");
-    files::write_private(path, text.as_bytes()).map_err(|source| KubeconfigError::File { path: path.to_owned(), source })
+    files::write_private(path, text.as_bytes()).map_err(|source| KubeconfigError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -127,7 +153,11 @@ mod tests {
     use super::*;
 
     fn access(server: &str) -> Access {
-        Access { server: server.to_owned(), ca_pem: "PEM".to_owned(), token: "t".to_owned() }
+        Access {
+            server: server.to_owned(),
+            ca_pem: "PEM".to_owned(),
+            token: "t".to_owned(),
+        }
     }
 
     fn read(path: &Path) -> Value {
@@ -176,7 +206,10 @@ mod tests {
         let path = directory.path().join("config");
         for text in ["- a\n- b\n", "clusters: 7\n", "a: [\n"] {
             std::fs::write(&path, text).unwrap();
-            assert!(matches!(merge(&path, &access("x")), Err(KubeconfigError::Malformed { .. })), "{text}");
+            assert!(
+                matches!(merge(&path, &access("x")), Err(KubeconfigError::Malformed { .. })),
+                "{text}"
+            );
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
     }

@@ -5,18 +5,34 @@
 //! when the writer can read it back; nothing half-done. What must never happen here: ambient time or randomness, a blocking
 //! call, an object in the store that its schema does not allow. The router is tested in-process through `tower`, on a paused clock.
 
+pub mod accept;
 pub mod auth;
+mod background;
+pub mod body;
 pub mod discovery;
 pub mod documents;
 pub mod error;
 pub mod files;
+pub mod hub;
 pub mod keys;
 pub mod kinds;
+pub mod kubeconfig;
+pub mod launch;
 pub mod limits;
+pub mod logs;
+pub mod negotiate;
 pub mod openapi;
+pub mod params;
+pub mod patch;
+pub mod registry;
 pub mod resource;
+pub mod routes;
 pub mod schema;
 pub mod selector;
+pub mod server;
+pub mod state;
 pub mod table;
 pub mod tls;
 
+pub use routes::router;
+pub use state::{Config, StartError, State};

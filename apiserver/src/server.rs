@@ -73,27 +73,47 @@ pub async fn serve(router: Router, config: ServeConfig, stop: CancellationToken)
     let mut listeners = Vec::new();
     for address in &config.listen {
         let bound = TcpListener::bind(address).await;
-        listeners.push(bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?);
+        listeners
+            .push(bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?);
     }
-    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
+    let addresses = listeners
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<io::Result<_>>()?;
     let acceptor = TlsAcceptor::from(config.tls);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let work = tokio::spawn(async move {
         let mut accepting = JoinSet::new();
         for listener in listeners {
-            accepting.spawn(accept(listener, acceptor.clone(), router.clone(), slots.clone(), stop.clone()));
+            accepting.spawn(accept(
+                listener,
+                acceptor.clone(),
+                router.clone(),
+                slots.clone(),
+                stop.clone(),
+            ));
         }
         while accepting.join_next().await.is_some() {}
     });
     Ok(Serving { addresses, work })
 }
 
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router, slots: Arc<Semaphore>, stop: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    router: Router,
+    slots: Arc<Semaphore>,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let next = async {
-            let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let slot = slots
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
             (slot, listener.accept().await)
         };
         let (slot, accepted) = tokio::select! {
@@ -120,18 +140,32 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router, sl
     drop(listener);
     let drained = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!(connections = connections.len(), "requests did not finish in time and are cut off");
+        tracing::warn!(
+            connections = connections.len(),
+            "requests did not finish in time and are cut off"
+        );
     }
 }
 
-async fn connection(socket: TcpStream, acceptor: TlsAcceptor, router: Router, stop: CancellationToken) -> Result<(), String> {
+async fn connection(
+    socket: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    stop: CancellationToken,
+) -> Result<(), String> {
     // Answers are written whole; waiting for more only delays them.
     socket.set_nodelay(true).map_err(|error| error.to_string())?;
-    let handshake = timeout(HANDSHAKE, acceptor.accept(socket)).await.map_err(|_| "no handshake in time")?;
+    let handshake = timeout(HANDSHAKE, acceptor.accept(socket))
+        .await
+        .map_err(|_| "no handshake in time")?;
     let stream = handshake.map_err(|error| error.to_string())?;
     let second = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let builder = builder();
-    let builder = if second { builder.http2_only() } else { builder.http1_only() };
+    let builder = if second {
+        builder.http2_only()
+    } else {
+        builder.http1_only()
+    };
     let service = TowerToHyperService::new(router);
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let ended = tokio::select! {
@@ -196,9 +230,17 @@ mod tests {
             let identity = pki.server(&[], &SystemEnv).unwrap();
             let tls = Arc::new(tls::server_config(&identity, None).unwrap());
             let stop = CancellationToken::new();
-            let config = ServeConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], tls };
+            let config = ServeConfig {
+                listen: vec!["127.0.0.1:0".parse().unwrap()],
+                tls,
+            };
             let serving = serve(router, config, stop.clone()).await.unwrap();
-            Fixture { _directory: directory, pki, serving, stop }
+            Fixture {
+                _directory: directory,
+                pki,
+                serving,
+                stop,
+            }
         }
 
         async fn connect(&self, protocol: &[u8]) -> TlsStream<TcpStream> {
@@ -206,12 +248,18 @@ mod tests {
             config.alpn_protocols = vec![protocol.to_vec()];
             let socket = TcpStream::connect(self.serving.addresses()[0]).await.unwrap();
             let name = ServerName::try_from("localhost").unwrap();
-            TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
+            TlsConnector::from(Arc::new(config))
+                .connect(name, socket)
+                .await
+                .unwrap()
         }
     }
 
     fn request(path: &str) -> Request<Empty<axum::body::Bytes>> {
-        Request::get(format!("https://localhost{path}")).header("host", "localhost").body(Empty::new()).unwrap()
+        Request::get(format!("https://localhost{path}"))
+            .header("host", "localhost")
+            .body(Empty::new())
+            .unwrap()
     }
 
     #[tokio::test]

@@ -37,16 +37,23 @@ pub struct HttpsLogSource {
 impl HttpsLogSource {
     /// With the configuration of [`tls::client_config`](crate::tls::client_config): the CA, and the certificate that agents accept.
     pub fn new(config: ClientConfig) -> HttpsLogSource {
-        HttpsLogSource { config: Arc::new(config) }
+        HttpsLogSource {
+            config: Arc::new(config),
+        }
     }
 
     async fn connect(&self, address: &str) -> Result<http2::SendRequest<Empty<Bytes>>, LogError> {
-        let (host, _) = address.rsplit_once(':').ok_or_else(|| unreachable(format!("`{address}` is not HOST:PORT")))?;
+        let (host, _) = address
+            .rsplit_once(':')
+            .ok_or_else(|| unreachable(format!("`{address}` is not HOST:PORT")))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(host).map_err(unreachable)?;
         let socket = TcpStream::connect(address).await.map_err(unreachable)?;
         socket.set_nodelay(true).map_err(unreachable)?;
-        let tls = TlsConnector::from(self.config.clone()).connect(name, socket).await.map_err(unreachable)?;
+        let tls = TlsConnector::from(self.config.clone())
+            .connect(name, socket)
+            .await
+            .map_err(unreachable)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(ALIVE)
@@ -114,7 +121,11 @@ impl LogSource for HttpsLogSource {
             return Ok(lines(sender, response.into_body()));
         }
         let body = Limited::new(response.into_body(), REFUSAL_BYTES).collect();
-        let body = tokio::time::timeout(DEADLINE, body).await.ok().and_then(Result::ok).map(|body| body.to_bytes());
+        let body = tokio::time::timeout(DEADLINE, body)
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .map(|body| body.to_bytes());
         let text = String::from_utf8_lossy(&body.unwrap_or_default()).trim().to_owned();
         Err(match status {
             StatusCode::NOT_FOUND => LogError::NotFound,
@@ -132,7 +143,11 @@ fn lines(sender: http2::SendRequest<Empty<Bytes>>, body: Incoming) -> BoxStream<
         /// Keeps the connection.
         _sender: http2::SendRequest<Empty<Bytes>>,
     }
-    let reading = Reading { body: body.into_data_stream(), rest: BytesMut::new(), _sender: sender };
+    let reading = Reading {
+        body: body.into_data_stream(),
+        rest: BytesMut::new(),
+        _sender: sender,
+    };
     let batches = stream::try_unfold(reading, |mut reading| async move {
         loop {
             if let Some(end) = reading.rest.iter().rposition(|byte| *byte == b'\n') {
@@ -187,22 +202,32 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
             let (socket, _) = listener.accept().await.unwrap();
-            let Ok(socket) = TlsAcceptor::from(Arc::new(config)).accept(socket).await else { return };
+            let Ok(socket) = TlsAcceptor::from(Arc::new(config)).accept(socket).await else {
+                return;
+            };
             let service = service_fn(|request: Request<Incoming>| async move {
                 let line = |text: String, position: &str| {
-                    let line = LogLine { time_ms: 1, stream: "Stdout".to_owned(), text, position: position.to_owned() };
+                    let line = LogLine {
+                        time_ms: 1,
+                        stream: "Stdout".to_owned(),
+                        text,
+                        position: position.to_owned(),
+                    };
                     format!("{}\n", serde_json::to_string(&line).unwrap())
                 };
                 let all = line(request.uri().to_string(), "1:a") + &line("two\n".to_owned(), "2:a");
                 let (one, two) = all.split_at(all.len() / 3);
-                let pieces = [one.to_owned(), two.to_owned()].map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from(text))));
+                let pieces =
+                    [one.to_owned(), two.to_owned()].map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from(text))));
                 let mut response = Response::new(BodyExt::boxed(StreamBody::new(stream::iter(pieces))));
                 if request.uri().path().ends_with("gone") {
                     *response.status_mut() = StatusCode::NOT_FOUND;
                 }
                 Ok::<_, Infallible>(response)
             });
-            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(socket), service)
+                .await;
         });
         address
     }
@@ -217,15 +242,30 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let pki = Pki::open(directory.path(), &SystemEnv).unwrap();
         let address = node(&pki, "a1").await;
-        let query = LogQuery { follow: true, tail: Some(3), since_ms: None, after: Some("5:x/y".to_owned()) };
+        let query = LogQuery {
+            follow: true,
+            tail: Some(3),
+            since_ms: None,
+            after: Some("5:x/y".to_owned()),
+        };
         let lines = source(&pki).open(&address, "uid-1", &query).await.unwrap();
         let lines: Vec<LogLine> = lines.try_collect().await.unwrap();
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].text.ends_with("/v1/logs/uid-1?follow=true&tail=3&after=5:x%2Fy"), "{}", lines[0].text);
+        assert!(
+            lines[0]
+                .text
+                .ends_with("/v1/logs/uid-1?follow=true&tail=3&after=5:x%2Fy"),
+            "{}",
+            lines[0].text
+        );
         assert_eq!(lines[1].text, "two\n");
 
         let address = node(&pki, "a1").await;
-        let refused = source(&pki).open(&address, "gone", &LogQuery::default()).await.err().unwrap();
+        let refused = source(&pki)
+            .open(&address, "gone", &LogQuery::default())
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(refused, LogError::NotFound), "{refused}");
     }
 
@@ -235,7 +275,11 @@ mod tests {
         let pki = Pki::open(&directory.path().join("ours"), &SystemEnv).unwrap();
         let theirs = Pki::open(&directory.path().join("theirs"), &SystemEnv).unwrap();
         let address = node(&theirs, "a1").await;
-        let error = source(&pki).open(&address, "uid-1", &LogQuery::default()).await.err().unwrap();
+        let error = source(&pki)
+            .open(&address, "uid-1", &LogQuery::default())
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(error, LogError::Unreachable(_)), "{error}");
     }
 }

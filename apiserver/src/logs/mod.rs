@@ -21,10 +21,10 @@ use muster_api::v1::{Agent, Task};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ApiError, Result};
+use crate::keys;
 use crate::params::Query;
 use crate::schema;
 use crate::state::State;
-use crate::keys;
 
 pub use https::HttpsLogSource;
 
@@ -115,7 +115,9 @@ impl Wanted {
         });
         let since = match (query.number("sinceSeconds")?, query.get("sinceTime")) {
             (Some(_), Some(_)) => {
-                return Err(ApiError::bad_request("at most one of sinceSeconds and sinceTime may be given"));
+                return Err(ApiError::bad_request(
+                    "at most one of sinceSeconds and sinceTime may be given",
+                ));
             }
             (Some(seconds), None) => {
                 let span = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
@@ -136,13 +138,20 @@ impl Wanted {
             timestamps: query.flag("timestamps")?,
         };
         if wanted.previous && wanted.attempt.is_some() {
-            return Err(ApiError::bad_request("at most one of previous and attempt may be given"));
+            return Err(ApiError::bad_request(
+                "at most one of previous and attempt may be given",
+            ));
         }
         Ok(wanted)
     }
 
     fn query(&self) -> LogQuery {
-        LogQuery { follow: self.follow, tail: self.tail, since_ms: self.since_ms, after: None }
+        LogQuery {
+            follow: self.follow,
+            tail: self.tail,
+            since_ms: self.since_ms,
+            after: None,
+        }
     }
 }
 
@@ -163,12 +172,18 @@ pub async fn answer(state: &Arc<State>, namespace: &str, name: &str, query: &Que
         ApiError::not_found(&tasks.resource, name)
     })?;
     let target = target(state, &task, &wanted)?;
-    let opened = state.logs.open(&target.address, &target.container, &wanted.query()).await;
+    let opened = state
+        .logs
+        .open(&target.address, &target.container, &wanted.query())
+        .await;
     let lines = opened.map_err(|error| unreadable(&target, &error))?;
     let relay = relay::Relay::new(state.clone(), &task, wanted, target, lines);
     let mut response = Response::new(Body::from_stream(relay.stream()));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
 }
@@ -176,9 +191,14 @@ pub async fn answer(state: &Arc<State>, namespace: &str, name: &str, query: &Que
 /// The task as it is now.
 fn task(state: &State, namespace: &str, name: &str) -> Result<Option<Task>> {
     let resource = &state.resources.muster("tasks").resource;
-    let Some(object) = state.hub.get(&keys::object(resource, namespace, name)) else { return Ok(None) };
+    let Some(object) = state.hub.get(&keys::object(resource, namespace, name)) else {
+        return Ok(None);
+    };
     schema::typed(&object.json()).map(Some).map_err(|violation| {
-        ApiError::internal(format!("the stored task cannot be read: {}: {}", violation.field, violation.message))
+        ApiError::internal(format!(
+            "the stored task cannot be read: {}: {}",
+            violation.field, violation.message
+        ))
     })
 }
 
@@ -197,7 +217,10 @@ fn target(state: &State, task: &Task, wanted: &Wanted) -> Result<Target> {
     let last = match numbers.last() {
         Some(last) => *last,
         None if status.phase.is_terminal() => {
-            let message = format!("task \"{name}\" is {:?} and its command was never run: there are no logs", status.phase);
+            let message = format!(
+                "task \"{name}\" is {:?} and its command was never run: there are no logs",
+                status.phase
+            );
             return Err(ApiError::bad_request(message));
         }
         None => return Err(none_yet(status.phase)),
@@ -206,7 +229,9 @@ fn target(state: &State, task: &Task, wanted: &Wanted) -> Result<Target> {
         (Some(number), _) => number,
         (None, false) => last,
         (None, true) if last < 2 => {
-            return Err(ApiError::bad_request(format!("task \"{name}\" has only one attempt: there is no previous one")));
+            return Err(ApiError::bad_request(format!(
+                "task \"{name}\" has only one attempt: there is no previous one"
+            )));
         }
         (None, true) => last - 1,
     };
@@ -217,7 +242,12 @@ fn target(state: &State, task: &Task, wanted: &Wanted) -> Result<Target> {
     let agent = status.agent.clone().ok_or_else(|| none_yet(status.phase))?;
     let address = address(state, &agent)?;
     let uid = task.metadata.uid.as_deref().unwrap_or_default();
-    Ok(Target { agent, address, container: format!("{uid}-{number}"), number })
+    Ok(Target {
+        agent,
+        address,
+        container: format!("{uid}-{number}"),
+        number,
+    })
 }
 
 fn address(state: &State, name: &str) -> Result<String> {
@@ -234,15 +264,16 @@ fn address(state: &State, name: &str) -> Result<String> {
 fn unreadable(target: &Target, error: &LogError) -> ApiError {
     let (agent, number) = (&target.agent, target.number);
     match error {
-        LogError::NotFound => {
-            ApiError::absent(format!("agent \"{agent}\" does not keep the logs of attempt {number} any more"))
-        }
-        LogError::Refused(why) => {
-            ApiError::internal(format!("agent \"{agent}\" does not give the logs of attempt {number}: {why}"))
-        }
-        LogError::Unreachable(why) => {
-            ApiError::unavailable(format!("agent \"{agent}\" at {} cannot be reached: {why}", target.address))
-        }
+        LogError::NotFound => ApiError::absent(format!(
+            "agent \"{agent}\" does not keep the logs of attempt {number} any more"
+        )),
+        LogError::Refused(why) => ApiError::internal(format!(
+            "agent \"{agent}\" does not give the logs of attempt {number}: {why}"
+        )),
+        LogError::Unreachable(why) => ApiError::unavailable(format!(
+            "agent \"{agent}\" at {} cannot be reached: {why}",
+            target.address
+        )),
     }
 }
 

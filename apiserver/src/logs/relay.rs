@@ -132,7 +132,12 @@ impl Relay {
         }
         let mut query = self.wanted.query();
         query.after.clone_from(&self.after);
-        match self.state.logs.open(&self.target.address, &self.target.container, &query).await {
+        match self
+            .state
+            .logs
+            .open(&self.target.address, &self.target.container, &query)
+            .await
+        {
             Ok(lines) => self.lines = Some(together(lines)),
             Err(LogError::Unreachable(_)) => {}
             Err(error) => self.broken = Some(error),
@@ -145,16 +150,24 @@ impl Relay {
         if self.wanted.attempt.is_some() || self.wanted.previous {
             return false;
         }
-        let Some(kind) = self.state.hub.find("tasks.muster.dev") else { return false };
+        let Some(kind) = self.state.hub.find("tasks.muster.dev") else {
+            return false;
+        };
         let mut changes = self.state.hub.touched(kind);
         loop {
             changes.borrow_and_update();
-            let Ok(Some(task)) = super::task(&self.state, &self.namespace, &self.name) else { return false };
+            let Ok(Some(task)) = super::task(&self.state, &self.namespace, &self.name) else {
+                return false;
+            };
             if task.metadata.uid.as_deref() != Some(self.uid.as_str()) {
                 return false;
             }
             let status = task.status.unwrap_or_default();
-            let next = status.attempts.iter().map(|attempt| attempt.number).find(|number| *number > self.target.number);
+            let next = status
+                .attempts
+                .iter()
+                .map(|attempt| attempt.number)
+                .find(|number| *number > self.target.number);
             if let Some(number) = next {
                 self.target.number = number;
                 self.target.container = format!("{}-{number}", self.uid);

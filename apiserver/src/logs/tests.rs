@@ -32,14 +32,24 @@ impl LogSource for Script {
     ) -> std::result::Result<BoxStream<'static, std::result::Result<LogLine, LogError>>, LogError> {
         let asked = (address.to_owned(), container.to_owned(), query.clone());
         self.asked.send(asked).expect("the test listens");
-        let next = self.answers.lock().unwrap().pop_front().expect("the test prepared enough answers");
+        let next = self
+            .answers
+            .lock()
+            .unwrap()
+            .pop_front()
+            .expect("the test prepared enough answers");
         Ok(stream::iter(next?).boxed())
     }
 }
 
 fn line(text: &str, position: &str) -> std::result::Result<LogLine, LogError> {
     let position = position.to_owned();
-    Ok(LogLine { time_ms: 1_700_000_000_123, stream: "Stdout".to_owned(), text: format!("{text}\n"), position })
+    Ok(LogLine {
+        time_ms: 1_700_000_000_123,
+        stream: "Stdout".to_owned(),
+        text: format!("{text}\n"),
+        position,
+    })
 }
 
 fn broken() -> LogError {
@@ -54,7 +64,10 @@ struct Fixture {
 impl Fixture {
     async fn new(answers: Vec<Opened>) -> Fixture {
         let (sender, asked) = mpsc::unbounded_channel();
-        let source = Script { answers: Mutex::new(answers.into()), asked: sender };
+        let source = Script {
+            answers: Mutex::new(answers.into()),
+            asked: sender,
+        };
         let config = Config {
             store: Arc::new(MemoryStore::new()),
             env: Arc::new(SystemEnv),
@@ -62,8 +75,19 @@ impl Fixture {
             authenticator: Arc::new(Tokens::in_memory()),
             logs: Arc::new(source),
         };
-        let fixture = Fixture { state: State::start(config).await.unwrap(), asked };
-        fixture.put("Agent", "agents", "", "a1", json!({"spec": {}, "status": {"address": "node:1"}})).await;
+        let fixture = Fixture {
+            state: State::start(config).await.unwrap(),
+            asked,
+        };
+        fixture
+            .put(
+                "Agent",
+                "agents",
+                "",
+                "a1",
+                json!({"spec": {}, "status": {"address": "node:1"}}),
+            )
+            .await;
         fixture
     }
 
@@ -76,15 +100,29 @@ impl Fixture {
             Some(entry) => Compare::modified(key.clone(), entry.mod_revision),
             None => Compare::absent(key.clone()),
         };
-        let txn = Txn { compares: vec![compare], ops: vec![Op::put(key, value)] };
+        let txn = Txn {
+            compares: vec![compare],
+            ops: vec![Op::put(key, value)],
+        };
         let revision = self.state.store.commit(txn).await.unwrap();
-        self.state.hub.reach(revision, std::time::Duration::from_secs(10)).await.unwrap();
+        self.state
+            .hub
+            .reach(revision, std::time::Duration::from_secs(10))
+            .await
+            .unwrap();
     }
 
     async fn task(&self, phase: &str, attempts: u32) {
         let attempts: Vec<Value> = (1..=attempts).map(|number| json!({"number": number})).collect();
         let status = json!({"phase": phase, "agent": "a1", "attempts": attempts});
-        self.put("Task", "tasks", "d", "t", json!({"spec": {"command": ["x"]}, "status": status})).await;
+        self.put(
+            "Task",
+            "tasks",
+            "d",
+            "t",
+            json!({"spec": {"command": ["x"]}, "status": status}),
+        )
+        .await;
     }
 
     async fn get(&self, query: &str) -> Result<Response> {
@@ -108,8 +146,14 @@ async fn lines_become_text() {
     let mut fixture = Fixture::new(vec![two(), two()]).await;
     fixture.task("Finished", 3).await;
     assert_eq!(fixture.text("tailLines=2").await, "one\ntwo\n");
-    let query = LogQuery { tail: Some(2), ..LogQuery::default() };
-    assert_eq!(fixture.asked.recv().await.unwrap(), ("node:1".to_owned(), "u-3".to_owned(), query));
+    let query = LogQuery {
+        tail: Some(2),
+        ..LogQuery::default()
+    };
+    assert_eq!(
+        fixture.asked.recv().await.unwrap(),
+        ("node:1".to_owned(), "u-3".to_owned(), query)
+    );
     assert_eq!(
         fixture.text("timestamps=true&previous=true").await,
         "2023-11-14T22:13:20.123Z one\n2023-11-14T22:13:20.123Z two\n"
@@ -120,26 +164,56 @@ async fn lines_become_text() {
 #[tokio::test]
 async fn what_cannot_be_got_is_said_clearly() {
     let fixture = Fixture::new(vec![Err(broken()), Err(LogError::NotFound)]).await;
-    assert_eq!(fixture.refusal("").await, (StatusCode::NOT_FOUND, "tasks.muster.dev \"t\" not found".to_owned()));
+    assert_eq!(
+        fixture.refusal("").await,
+        (StatusCode::NOT_FOUND, "tasks.muster.dev \"t\" not found".to_owned())
+    );
 
-    fixture.put("Task", "tasks", "d", "t", json!({"spec": {"command": ["x"]}, "status": {"phase": "Pending"}})).await;
+    fixture
+        .put(
+            "Task",
+            "tasks",
+            "d",
+            "t",
+            json!({"spec": {"command": ["x"]}, "status": {"phase": "Pending"}}),
+        )
+        .await;
     let (code, message) = fixture.refusal("").await;
     assert_eq!(code, StatusCode::BAD_REQUEST);
     assert_eq!(message, "task \"t\" is Pending: no logs yet (it waits for an offer)");
     fixture.task("Starting", 0).await;
-    assert!(fixture.refusal("").await.1.starts_with("task \"t\" is Starting: no logs yet"));
+    assert!(
+        fixture
+            .refusal("")
+            .await
+            .1
+            .starts_with("task \"t\" is Starting: no logs yet")
+    );
     fixture.task("Dropped", 0).await;
     assert!(fixture.refusal("").await.1.contains("was never run"));
 
     fixture.task("Running", 1).await;
     assert_eq!(
         fixture.refusal("").await,
-        (StatusCode::SERVICE_UNAVAILABLE, "agent \"a1\" at node:1 cannot be reached: connection reset".to_owned())
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "agent \"a1\" at node:1 cannot be reached: connection reset".to_owned()
+        )
     );
     assert_eq!(fixture.refusal("").await.0, StatusCode::NOT_FOUND);
     assert_eq!(fixture.refusal("previous=true").await.0, StatusCode::BAD_REQUEST);
-    assert_eq!(fixture.refusal("attempt=2").await.1, "task \"t\" has no attempt 2; the last one is 1");
-    for query in ["attempt=0", "attempt=x", "tailLines=-1", "sinceTime=yesterday", "sinceTime=x&sinceSeconds=1", "follow=maybe"] {
+    assert_eq!(
+        fixture.refusal("attempt=2").await.1,
+        "task \"t\" has no attempt 2; the last one is 1"
+    );
+    for query in [
+        "attempt=0",
+        "attempt=x",
+        "tailLines=-1",
+        "sinceTime=yesterday",
+        "sinceTime=x&sinceSeconds=1",
+        "follow=maybe",
+    ] {
         assert_eq!(fixture.refusal(query).await.0, StatusCode::BAD_REQUEST, "{query}");
     }
 
@@ -159,7 +233,14 @@ async fn who_follows_gets_every_line_across_restarts_of_the_agent() {
     fixture.task("Finished", 1).await;
     assert_eq!(fixture.text("follow=true&tailLines=5").await, "one\ntwo\n");
     let first = fixture.asked.recv().await.unwrap().2;
-    assert_eq!(first, LogQuery { follow: true, tail: Some(5), ..LogQuery::default() });
+    assert_eq!(
+        first,
+        LogQuery {
+            follow: true,
+            tail: Some(5),
+            ..LogQuery::default()
+        }
+    );
     for _ in 0..3 {
         assert_eq!(fixture.asked.recv().await.unwrap().2.after.as_deref(), Some("1"));
     }

@@ -9,6 +9,8 @@ use crate::kinds;
 use crate::resource::Resource;
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+/// The name that clients know for a number or a text.
+pub(super) const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 
 /// The name of the schema of a kind: its group turned round, as Go's and Java's packages are.
 pub(super) fn name(group: &str, version: &str, kind: &str) -> String {
@@ -25,6 +27,32 @@ pub(super) fn name(group: &str, version: &str, kind: &str) -> String {
 /// A reference to the schema of that name.
 pub(super) fn reference(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+/// A reference that keeps the description of what it stands for.
+fn described(name: &str, schema: &Value) -> Value {
+    let mut value = json!({"allOf": [reference(name)]});
+    if schema["description"].is_string() {
+        value["description"] = schema["description"].clone();
+    }
+    value
+}
+
+/// Gives whatever is a number or a text the name of such a type, so that it has one where types are shown.
+fn name_mixed(schema: &mut Value) {
+    if schema["x-kubernetes-int-or-string"] == true {
+        *schema = described(INT_OR_STRING, schema);
+        return;
+    }
+    let Value::Object(map) = schema else { return };
+    if let Some(Value::Object(properties)) = map.get_mut("properties") {
+        properties.values_mut().for_each(name_mixed);
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(below) = map.get_mut(name).filter(|below| below.is_object()) {
+            name_mixed(below);
+        }
+    }
 }
 
 /// The full name of a schema of `meta/v1`.
@@ -90,7 +118,13 @@ pub(super) fn common() -> BTreeMap<String, Value> {
             json!("The name of an object, its labels, and what the server notes about it."),
         );
     }
+    let int_or_string = json!({
+        "description": "A number or a text.",
+        "oneOf": [{"type": "integer"}, {"type": "number"}, {"type": "string"}],
+        "format": "int-or-string",
+    });
     BTreeMap::from([
+        (INT_OR_STRING.to_owned(), int_or_string),
         (meta("DeleteOptions"), delete_options),
         (meta("ListMeta"), list_meta),
         (meta("ObjectMeta"), object_meta),
@@ -105,7 +139,8 @@ pub(super) fn of(resource: &Resource) -> BTreeMap<String, Value> {
     let tag = |kind: &str| json!([{"group": group, "version": version, "kind": kind}]);
     let one = name(group, version, kind);
     let mut object = resource.schema.clone();
-    object["properties"]["metadata"] = reference(&meta("ObjectMeta"));
+    object["properties"]["metadata"] = described(&meta("ObjectMeta"), &resource.schema["properties"]["metadata"]);
+    name_mixed(&mut object);
     object["x-kubernetes-group-version-kind"] = tag(kind);
     let list = json!({
         "type": "object",

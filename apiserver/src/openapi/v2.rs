@@ -41,6 +41,8 @@ pub(super) fn document(resources: &[Resource]) -> Value {
         "definitions": definitions,
     });
     simplify(&mut document["paths"]);
+    // Clients know by the format that a number is fine too.
+    document["definitions"][schemas::INT_OR_STRING]["type"] = json!("string");
     for schema in document["definitions"]
         .as_object_mut()
         .into_iter()
@@ -55,6 +57,14 @@ pub(super) fn document(resources: &[Resource]) -> Value {
 fn simplify(value: &mut Value) {
     match value {
         Value::Object(map) => {
+            // A reference with a description needs a wrapping in version 3 only.
+            if let Some(Value::Array(all)) = map.get_mut("allOf")
+                && let [Value::Object(only)] = all.as_mut_slice()
+                && let Some(reference) = only.remove("$ref")
+            {
+                map.remove("allOf");
+                map.insert("$ref".to_owned(), reference);
+            }
             if let Some(Value::String(reference)) = map.get_mut("$ref") {
                 *reference = reference.replace("#/components/schemas/", "#/definitions/");
                 return;
@@ -94,7 +104,9 @@ mod tests {
         let spec = &document["definitions"]["dev.muster.v1.Task"]["properties"]["spec"];
         assert_eq!(spec["properties"]["priority"]["type"], "integer");
         let cpus = &spec["properties"]["resources"]["properties"]["cpus"];
-        assert!(cpus.get("type").is_none(), "either of two types is none of one");
+        let mixed = cpus["$ref"].as_str().unwrap().strip_prefix('#').unwrap();
+        assert_eq!(document.pointer(mixed).unwrap()["type"], "string");
+        assert!(cpus["description"].is_string());
         assert_eq!(spec["required"], json!(["command"]));
         let patch = &document["paths"]["/apis/muster.dev/v1/namespaces/{namespace}/tasks/{name}"]["patch"];
         assert!(
