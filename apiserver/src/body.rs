@@ -86,7 +86,11 @@ pub fn object(content_type: ContentType, bytes: &[u8]) -> Result<Decoded> {
             return Err(ApiError::unsupported_media_type(message));
         }
     };
-    if decoded.value.is_object() { Ok(decoded) } else { Err(ApiError::bad_request("the body must be a JSON object")) }
+    if decoded.value.is_object() {
+        Ok(decoded)
+    } else {
+        Err(ApiError::bad_request("the body must be a JSON object"))
+    }
 }
 
 /// Reads YAML. A key that is there twice is an error of the format.
@@ -231,7 +235,10 @@ impl<'de> Visitor<'de> for Node<'_> {
                 self.path.push('.');
             }
             self.path.push_str(&key);
-            if map.contains_key(&key) && self.duplicates.len() < DUPLICATES_NAMED && !self.duplicates.contains(self.path) {
+            if map.contains_key(&key)
+                && self.duplicates.len() < DUPLICATES_NAMED
+                && !self.duplicates.contains(self.path)
+            {
                 self.duplicates.push(self.path.clone());
             }
             let node = Node {

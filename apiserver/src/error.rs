@@ -219,8 +219,16 @@ impl ApiError {
             [one] => one.clone(),
             more => format!("[{}]", more.join(", ")),
         };
-        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
-        let mut error = ApiError::new(UNPROCESSABLE, "Invalid", format!("{qualified} \"{name}\" is invalid: {text}"));
+        let qualified = if group.is_empty() {
+            kind.to_owned()
+        } else {
+            format!("{kind}.{group}")
+        };
+        let mut error = ApiError::new(
+            UNPROCESSABLE,
+            "Invalid",
+            format!("{qualified} \"{name}\" is invalid: {text}"),
+        );
         error.details.group = group.to_owned();
         error.details.kind = kind.to_owned();
         error.details.name = name.to_owned();

@@ -13,7 +13,11 @@ pub const NO_NAMESPACE: &str = "_";
 pub const OBJECTS: &str = "objects/";
 
 fn group(resource: &Resource) -> &str {
-    if resource.group.is_empty() { "core" } else { &resource.group }
+    if resource.group.is_empty() {
+        "core"
+    } else {
+        &resource.group
+    }
 }
 
 /// What the keys of a kind begin with.
@@ -90,7 +94,10 @@ mod tests {
         };
         assert_eq!(parts(lease.as_str()), Some(expected));
         let namespace = namespace("default");
-        assert_eq!(parts(namespace.as_str()).map(|parts| (parts.namespace, parts.name)), Some(("", "default")));
+        assert_eq!(
+            parts(namespace.as_str()).map(|parts| (parts.namespace, parts.name)),
+            Some(("", "default"))
+        );
         assert_eq!(parts(ledger("a1").as_str()), None);
         assert_eq!(parts("objects/"), None);
     }

@@ -87,12 +87,21 @@ mod tests {
         assert_eq!(form(&HeaderMap::new()).ok(), Some(Form::Full));
         check("", Some(Form::Full));
         check("*/*", Some(Form::Full));
-        check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Some(Form::Table("meta.k8s.io/v1")));
-        check("application/json;as=Other;v=v1;g=meta.k8s.io,application/json", Some(Form::Full));
+        check(
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+            Some(Form::Table("meta.k8s.io/v1")),
+        );
+        check(
+            "application/json;as=Other;v=v1;g=meta.k8s.io,application/json",
+            Some(Form::Full),
+        );
         check("application/json;as=Table;v=v9;g=meta.k8s.io", None);
         check("application/vnd.kubernetes.protobuf,application/json", Some(Form::Full));
         check("application/vnd.kubernetes.protobuf, */*", Some(Form::Full));
-        check("application/json;q=0.1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1", Some(Form::Partial));
+        check(
+            "application/json;q=0.1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+            Some(Form::Partial),
+        );
         check("text/html", None);
         check("application/vnd.kubernetes.protobuf", None);
         check("application/json;q=0", None);

@@ -30,12 +30,18 @@ impl Query {
     }
 
     fn raw(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Every value of a parameter.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .filter(move |(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Whether a parameter says yes.
@@ -44,7 +50,9 @@ impl Query {
             None => Ok(false),
             Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T") => Ok(true),
             Some("false" | "0" | "False" | "FALSE" | "f" | "F") => Ok(false),
-            Some(other) => Err(ApiError::bad_request(format!("{name}={other:?} is neither true nor false"))),
+            Some(other) => Err(ApiError::bad_request(format!(
+                "{name}={other:?} is neither true nor false"
+            ))),
         }
     }
 
@@ -133,7 +141,8 @@ impl WriteParams {
             Some("Strict") => FieldValidation::Strict,
             Some("Ignore") => FieldValidation::Ignore,
             Some(other) => {
-                let message = format!("Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\"");
+                let message =
+                    format!("Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\"");
                 return Err(invalid_option(kind, "fieldValidation", message));
             }
         };
@@ -266,7 +275,10 @@ impl ListParams {
         let limit = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let (version, matching) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
         if query.get("sendInitialEvents").is_some() {
-            return Err(list_option("sendInitialEvents", "Forbidden: sendInitialEvents is forbidden for list"));
+            return Err(list_option(
+                "sendInitialEvents",
+                "Forbidden: sendInitialEvents is forbidden for list",
+            ));
         }
         if let Some(token) = query.get("continue") {
             if matching.is_some() {
@@ -274,10 +286,16 @@ impl ListParams {
                 return Err(list_option("resourceVersionMatch", message));
             }
             if version.is_some_and(|version| version != "0") {
-                return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+                return Err(ApiError::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                ));
             }
             let token = Some(token.to_owned());
-            return Ok(ListParams { at: At::Newest, limit, token });
+            return Ok(ListParams {
+                at: At::Newest,
+                limit,
+                token,
+            });
         }
         let at = match (matching, version) {
             (None, None) => At::Newest,
@@ -336,7 +354,10 @@ impl WatchParams {
     pub fn new(query: &Query) -> Result<WatchParams> {
         let bookmarks = query.flag("allowWatchBookmarks")?;
         let version = query.get("resourceVersion").map_or(Ok(0), revision)?;
-        let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents")).transpose()?;
+        let initial = query
+            .get("sendInitialEvents")
+            .map(|_| query.flag("sendInitialEvents"))
+            .transpose()?;
         let matching = query.get("resourceVersionMatch");
         if initial.is_some() && matching != Some("NotOlderThan") {
             let message = "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
@@ -361,7 +382,11 @@ impl WatchParams {
         let timeout = query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0);
         // A day is longer than any connection; more could overflow the clock.
         let timeout = timeout.map(|seconds| Duration::from_secs(seconds.min(86_400)));
-        Ok(WatchParams { start, bookmarks, timeout })
+        Ok(WatchParams {
+            start,
+            bookmarks,
+            timeout,
+        })
     }
 }
 
@@ -384,7 +409,10 @@ mod tests {
             ("resourceVersion=0&limit=5", Ok(At::Any)),
             ("resourceVersion=7", Ok(At::NotOlderThan(7))),
             ("resourceVersion=7&limit=5", Ok(At::Exactly(7))),
-            ("resourceVersion=7&limit=5&resourceVersionMatch=NotOlderThan", Ok(At::NotOlderThan(7))),
+            (
+                "resourceVersion=7&limit=5&resourceVersionMatch=NotOlderThan",
+                Ok(At::NotOlderThan(7)),
+            ),
             ("resourceVersion=7&resourceVersionMatch=Exact", Ok(At::Exactly(7))),
             ("resourceVersion=0&resourceVersionMatch=Exact", Err(422)),
             ("resourceVersionMatch=Exact", Err(422)),
@@ -423,7 +451,11 @@ mod tests {
             serde_json::json!({"gracePeriodSeconds": -1}),
             serde_json::json!({"orphanDependents": true}),
         ] {
-            assert_eq!(DeleteParams::new(&query, &body).expect_err("refused").code.as_u16(), 422, "{body}");
+            assert_eq!(
+                DeleteParams::new(&query, &body).expect_err("refused").code.as_u16(),
+                422,
+                "{body}"
+            );
         }
     }
 }

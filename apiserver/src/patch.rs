@@ -36,7 +36,10 @@ impl Patch {
                 let decoded = body::json(bytes)?;
                 let count = decoded.value.as_array().map_or(0, Vec::len);
                 if count > limits::PATCH_OPERATIONS {
-                    let message = format!("the patch has {count} operations, {} are allowed", limits::PATCH_OPERATIONS);
+                    let message = format!(
+                        "the patch has {count} operations, {} are allowed",
+                        limits::PATCH_OPERATIONS
+                    );
                     return Err(ApiError::too_large(message));
                 }
                 let operations = serde_json::from_value(decoded.value)
@@ -77,12 +80,19 @@ impl Patch {
                 }
             }
         }
-        if changed.is_object() { Ok(changed) } else { Err(ApiError::bad_request("the patch leaves no object")) }
+        if changed.is_object() {
+            Ok(changed)
+        } else {
+            Err(ApiError::bad_request("the patch leaves no object"))
+        }
     }
 }
 
 fn apply(object: &mut Value, operation: &PatchOperation, copied: &mut usize, index: usize) -> Result<()> {
-    if let PatchOperation::Test(TestOperation { path, value: Value::Null }) = operation
+    if let PatchOperation::Test(TestOperation {
+        path,
+        value: Value::Null,
+    }) = operation
         && path.resolve(object).is_err()
     {
         return Ok(());
@@ -98,7 +108,9 @@ fn apply(object: &mut Value, operation: &PatchOperation, copied: &mut usize, ind
         }
     }
     json_patch::patch(object, std::slice::from_ref(operation)).map_err(|error| {
-        let message = format!("the server rejected our request due to an error in our request: operation {index} of the patch: {error}");
+        let message = format!(
+            "the server rejected our request due to an error in our request: operation {index} of the patch: {error}"
+        );
         ApiError::unprocessable(message)
     })
 }
@@ -111,14 +123,23 @@ mod tests {
 
     fn check(content_type: ContentType, object: Value, patch: Value, expect: Result<Value, u16>) {
         let result = Patch::parse(content_type, patch.to_string().as_bytes()).and_then(|patch| patch.apply(&object));
-        assert_eq!(result.map_err(|error| error.code.as_u16()), expect, "{patch} on {object}");
+        assert_eq!(
+            result.map_err(|error| error.code.as_u16()),
+            expect,
+            "{patch} on {object}"
+        );
     }
 
     #[test]
     fn a_merge_patch_replaces_and_removes() {
         let object = json!({"a": {"b": 1, "c": [1, 2]}, "d": 4});
         let patch = json!({"a": {"b": null, "c": [3], "e": {"f": null}}, "d": 5});
-        check(ContentType::MergePatch, object, patch, Ok(json!({"a": {"c": [3], "e": {}}, "d": 5})));
+        check(
+            ContentType::MergePatch,
+            object,
+            patch,
+            Ok(json!({"a": {"c": [3], "e": {}}, "d": 5})),
+        );
         check(ContentType::MergePatch, json!({}), json!([1]), Err(400));
     }
 
@@ -135,7 +156,12 @@ mod tests {
             check(ContentType::JsonPatch, object.clone(), patch, Err(422));
         }
         check(ContentType::JsonPatch, object.clone(), json!([{"op": "bad"}]), Err(400));
-        check(ContentType::JsonPatch, object, json!([{"op": "replace", "path": "", "value": 3}]), Err(400));
+        check(
+            ContentType::JsonPatch,
+            object,
+            json!([{"op": "replace", "path": "", "value": 3}]),
+            Err(400),
+        );
     }
 
     #[test]
@@ -150,7 +176,12 @@ mod tests {
             patch.clone(),
             Ok(json!({"metadata": {"finalizers": ["x"]}})),
         );
-        check(ContentType::JsonPatch, json!({"metadata": {"finalizers": ["y"]}}), patch, Err(422));
+        check(
+            ContentType::JsonPatch,
+            json!({"metadata": {"finalizers": ["y"]}}),
+            patch,
+            Err(422),
+        );
     }
 
     #[test]
@@ -164,11 +195,20 @@ mod tests {
 
     #[test]
     fn other_patches_are_refused_with_what_is_taken() {
-        let types = [ContentType::StrategicMergePatch, ContentType::ApplyPatch, ContentType::Json, ContentType::Other];
+        let types = [
+            ContentType::StrategicMergePatch,
+            ContentType::ApplyPatch,
+            ContentType::Json,
+            ContentType::Other,
+        ];
         for content_type in types {
             let error = Patch::parse(content_type, b"{}").expect_err("refused");
             assert_eq!(error.code.as_u16(), 415);
-            assert!(error.message.contains("application/merge-patch+json"), "{}", error.message);
+            assert!(
+                error.message.contains("application/merge-patch+json"),
+                "{}",
+                error.message
+            );
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Accepting offers, with the store.
 
+use muster_api::Time;
 use muster_api::names;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Offer, Task, TaskReason, TaskStatus};
-use muster_api::wire::{AcceptRequest, AcceptResult};
-use muster_api::Time;
 use muster_api::validation::Violation;
+use muster_api::wire::{AcceptRequest, AcceptResult};
 use muster_store::{Compare, Entry, Key, Op, Revision};
 use serde_json::{Value, json};
 
@@ -100,7 +100,10 @@ pub(crate) async fn run(
         if let Some(result) = call.done_before(request).await? {
             return Ok(result);
         }
-        let offers = call.offers(&request.offers).await.map_err(|error| lost_race(error, attempt))?;
+        let offers = call
+            .offers(&request.offers)
+            .await
+            .map_err(|error| lost_race(error, attempt))?;
         let launched = match &new {
             Some(launched) => launched,
             None => new.insert(call.launched(request)?),
@@ -109,7 +112,9 @@ pub(crate) async fn run(
         items.extend(call.pending(&request.bind).await?);
         let key = request.idempotency_key.as_deref();
         if let Some((items, revision)) = call.attempt(&offers, items, key).await? {
-            let names = items.iter().map(|item| item.object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+            let names = items
+                .iter()
+                .map(|item| item.object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
             return Ok(AcceptResult {
                 tasks: names.collect(),
                 resource_version: if dry_run { String::new() } else { revision.to_string() },
@@ -124,7 +129,10 @@ fn lost_race(error: ApiError, attempt: usize) -> ApiError {
     if attempt == 0 || error.code != http::StatusCode::NOT_FOUND {
         return error;
     }
-    let message = format!("{}: it was accepted, declined or taken back at the same time", error.message);
+    let message = format!(
+        "{}: it was accepted, declined or taken back at the same time",
+        error.message
+    );
     ApiError {
         code: http::StatusCode::CONFLICT,
         reason: "Conflict",
@@ -145,21 +153,35 @@ fn refuse(name: &str, field: &str, message: String) -> ApiError {
 fn check_size(name: &str, request: &AcceptRequest) -> Result<()> {
     let count = request.launch.len() + request.bind.len();
     if count == 0 || count > limits::TASKS_PER_ACCEPT {
-        let message = format!("Invalid value: \"{count}\": from 1 to {} tasks; decline an offer to take none", limits::TASKS_PER_ACCEPT);
+        let message = format!(
+            "Invalid value: \"{count}\": from 1 to {} tasks; decline an offer to take none",
+            limits::TASKS_PER_ACCEPT
+        );
         return Err(refuse(name, "launch", message));
     }
     let offers = &request.offers;
     if offers.len() >= limits::OFFERS_PER_ACCEPT {
-        let message = format!("Too many: at most {} offers can be accepted together", limits::OFFERS_PER_ACCEPT);
+        let message = format!(
+            "Too many: at most {} offers can be accepted together",
+            limits::OFFERS_PER_ACCEPT
+        );
         return Err(refuse(name, "offers", message));
     }
     let twice = |names: &[String]| (1..names.len()).find(|index| names[..*index].contains(&names[*index]));
     let all: Vec<String> = [name.to_owned()].into_iter().chain(offers.iter().cloned()).collect();
     if let Some(index) = twice(&all) {
-        return Err(refuse(name, &format!("offers[{}]", index - 1), format!("Duplicate value: \"{}\"", all[index])));
+        return Err(refuse(
+            name,
+            &format!("offers[{}]", index - 1),
+            format!("Duplicate value: \"{}\"", all[index]),
+        ));
     }
     if let Some(index) = twice(&request.bind) {
-        return Err(refuse(name, &format!("bind[{index}]"), format!("Duplicate value: \"{}\"", request.bind[index])));
+        return Err(refuse(
+            name,
+            &format!("bind[{index}]"),
+            format!("Duplicate value: \"{}\"", request.bind[index]),
+        ));
     }
     Ok(())
 }
@@ -221,7 +243,11 @@ impl Call<'_> {
             }
             let name = &prepared.object["metadata"]["name"];
             if objects.iter().any(|known| known["metadata"]["name"] == *name) {
-                return Err(refuse(self.name, &format!("{place}.metadata.name"), format!("Duplicate value: {name}")));
+                return Err(refuse(
+                    self.name,
+                    &format!("{place}.metadata.name"),
+                    format!("Duplicate value: {name}"),
+                ));
             }
             objects.push(prepared.object);
         }
@@ -272,7 +298,10 @@ impl Call<'_> {
             txn.compare(Compare::modified(entry.key.clone(), entry.mod_revision), guard);
             txn.write(Op::delete(entry.key.clone()));
         }
-        txn.compare(Compare::created(lease_key, lease.create_revision), Guard::Other("presence".to_owned()));
+        txn.compare(
+            Compare::created(lease_key, lease.create_revision),
+            Guard::Other("presence".to_owned()),
+        );
         guard_namespace(self.context, &mut txn, self.namespace)?;
         if let Some(fence) = self.context.fence {
             fence.guard(&mut txn);
@@ -281,7 +310,10 @@ impl Call<'_> {
             self.bind(&mut item.object, placed, agent, idempotency_key.map(|key| (key, index)));
             let value = self.encode(&item.object)?;
             let (compare, guard) = match item.revision {
-                Some(revision) => (Compare::modified(item.key.clone(), revision), Guard::Other("tasks".to_owned())),
+                Some(revision) => (
+                    Compare::modified(item.key.clone(), revision),
+                    Guard::Other("tasks".to_owned()),
+                ),
                 None => (Compare::absent(item.key.clone()), Guard::Subject),
             };
             txn.compare(compare, guard);
@@ -380,14 +412,19 @@ impl Call<'_> {
         let newest = self.context.state.store.revision().await?;
         let reached = self.context.hub().reach(newest, limits::READ_WAIT).await;
         reached.map_err(|error| ApiError::unavailable(error.to_string()))?;
-        let found = self.context.hub().list(self.tasks.id, &Filter::all(Some(self.namespace)), &Part::default());
+        let found = self
+            .context
+            .hub()
+            .list(self.tasks.id, &Filter::all(Some(self.namespace)), &Part::default());
         let mut tasks: Vec<(usize, String, Revision)> = Vec::new();
         let text = json!(key).to_string();
         for object in found.objects.iter().filter(|object| object.contains(&text)) {
             let json = object.json();
             let annotations = &json["metadata"]["annotations"];
             if annotations[ANNOTATION_KEY] == key && json["status"]["offer"] == self.name {
-                let place = annotations[ANNOTATION_PLACE].as_str().and_then(|place| place.parse().ok());
+                let place = annotations[ANNOTATION_PLACE]
+                    .as_str()
+                    .and_then(|place| place.parse().ok());
                 let launched = place.is_some_and(|place: usize| place < request.launch.len());
                 let revision = if launched { object.created } else { object.revision };
                 tasks.push((place.unwrap_or(usize::MAX), object.name().to_owned(), revision));

@@ -68,7 +68,12 @@ pub fn accept(offers: &[Offered], tasks: &[Asked], now: Timestamp) -> Result<Vec
     if violations.is_empty() {
         return Ok(placed);
     }
-    Err(ApiError::invalid("AcceptRequest", muster_api::names::GROUP, &offers[0].name, violations))
+    Err(ApiError::invalid(
+        "AcceptRequest",
+        muster_api::names::GROUP,
+        &offers[0].name,
+        violations,
+    ))
 }
 
 fn offer_error(code: StatusCode, reason: &'static str, name: &str, why: &str) -> ApiError {
@@ -87,10 +92,18 @@ fn check_offers(offers: &[Offered], now: Timestamp) -> Result<Bundle> {
     let primary = &offers[0].offer.spec;
     for (index, Offered { name, offer }) in offers.iter().enumerate() {
         if offer.phase() == OfferPhase::Declined {
-            return Err(offer_error(StatusCode::CONFLICT, "Conflict", name, "has been declined already"));
+            return Err(offer_error(
+                StatusCode::CONFLICT,
+                "Conflict",
+                name,
+                "has been declined already",
+            ));
         }
         if now >= offer.spec.expires_at.0 {
-            let why = format!("expired at {}; a new one comes if there is still a need", offer.spec.expires_at.0);
+            let why = format!(
+                "expired at {}; a new one comes if there is still a need",
+                offer.spec.expires_at.0
+            );
             return Err(offer_error(StatusCode::GONE, "Expired", name, &why));
         }
         let spec = &offer.spec;
@@ -100,7 +113,9 @@ fn check_offers(offers: &[Offered], now: Timestamp) -> Result<Bundle> {
             ("role", &spec.role, &primary.role),
         ];
         for (what, own, first) in parts.into_iter().filter(|(_, own, first)| own != first) {
-            let why = format!("offers that are accepted together must have the same {what}; this one has {own}, the first {first}");
+            let why = format!(
+                "offers that are accepted together must have the same {what}; this one has {own}, the first {first}"
+            );
             violations.invalid(&path.index(index.saturating_sub(1)), name, &why);
         }
         match total.checked_add(&offer.bundle()) {
@@ -112,7 +127,12 @@ fn check_offers(offers: &[Offered], now: Timestamp) -> Result<Bundle> {
         Ok(total)
     } else {
         let violations = violations.into_vec();
-        Err(ApiError::invalid("AcceptRequest", muster_api::names::GROUP, &offers[0].name, violations))
+        Err(ApiError::invalid(
+            "AcceptRequest",
+            muster_api::names::GROUP,
+            &offers[0].name,
+            violations,
+        ))
     }
 }
 
@@ -186,7 +206,9 @@ impl Pool<'_> {
         let devices = self.choose_devices(amounts.gpus, &requirement);
         let ports = request.ports.choose(&self.left.ports);
         let have = Amounts {
-            gpus: devices.as_ref().map_or_else(|available| *available, |devices| devices.len() as u32),
+            gpus: devices
+                .as_ref()
+                .map_or_else(|available| *available, |devices| devices.len() as u32),
             ..self.left.amounts()
         };
         let mut problems = have.shortfall(&amounts);

@@ -43,7 +43,10 @@ pub struct HubKind {
 impl HubKind {
     /// The kind that a resource's objects are stored as.
     pub fn new(resource: &Resource) -> HubKind {
-        let fields = resource.selectable.iter().map(|path| path.trim_start_matches('.').to_owned());
+        let fields = resource
+            .selectable
+            .iter()
+            .map(|path| path.trim_start_matches('.').to_owned());
         let selectable: Vec<FieldPath> = fields.map(FieldPath::new).collect();
         let indexed = (0..selectable.len())
             .filter(|index| INDEXED.contains(&selectable[*index].path.as_str()))

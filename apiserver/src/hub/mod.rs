@@ -93,6 +93,8 @@ impl Hub {
             let mut stream = store.watch(&Prefix::new(""), self.revision());
             while let Some(item) = stream.next().await {
                 match item {
+                    // A watch may repeat what it has said.
+                    Ok(WatchEvent::Batch { revision, .. }) if revision <= self.revision() => (),
                     Ok(WatchEvent::Batch { revision, changes }) => {
                         let touched = self.write().apply(&self.shared.kinds, revision, &changes);
                         self.announce(revision, &touched);
@@ -119,7 +121,9 @@ impl Hub {
     async fn relist(&self, store: &dyn Store) {
         match store.list(&Prefix::new(""), Page::default()).await {
             Ok(listing) => {
-                let touched = self.write().replace(&self.shared.kinds, &listing.entries, listing.revision);
+                let touched = self
+                    .write()
+                    .replace(&self.shared.kinds, &listing.entries, listing.revision);
                 self.announce(listing.revision, &touched);
             }
             Err(error) => {
@@ -196,15 +200,17 @@ impl Hub {
     /// What was there at `revision`, which it has reached.
     pub fn list_at(&self, kind: KindId, filter: &Filter, part: &Part, revision: Revision) -> Result<Found, Left> {
         let state = self.read();
-        state
-            .list_at(self.kind(kind), filter, part, revision)
-            .ok_or(Left { floor: state.ring.floor() })
+        state.list_at(self.kind(kind), filter, part, revision).ok_or(Left {
+            floor: state.ring.floor(),
+        })
     }
 
     /// What is there now, of several kinds, and where a watch goes on from there: nothing lies between.
     pub fn list_and_position(&self, kinds: &[KindId], filter: &Filter) -> (Vec<Found>, Position) {
         let state = self.read();
-        let found = kinds.iter().map(|kind| state.list(*kind, self.kind(*kind), filter, &Part::default()));
+        let found = kinds
+            .iter()
+            .map(|kind| state.list(*kind, self.kind(*kind), filter, &Part::default()));
         let position = Position {
             number: state.ring.end(),
             revision: state.revision,
@@ -217,7 +223,9 @@ impl Hub {
         let state = self.read();
         match state.ring.after(revision) {
             Some(number) => Ok(Position { number, revision }),
-            None => Err(Left { floor: state.ring.floor() }),
+            None => Err(Left {
+                floor: state.ring.floor(),
+            }),
         }
     }
 
@@ -226,7 +234,11 @@ impl Hub {
     pub fn advance(&self, position: &mut Position, kinds: &[KindId], most: usize) -> Result<(Vec<Event>, bool), Left> {
         let state = self.read();
         let events = state.ring.from(position.number);
-        let mut events = events.ok_or(Left { floor: state.ring.floor() })?.peekable();
+        let mut events = events
+            .ok_or(Left {
+                floor: state.ring.floor(),
+            })?
+            .peekable();
         let (start, mut found, mut looked_at) = (position.revision, Vec::new(), 0);
         while let Some(event) = events.peek() {
             if looked_at >= most && event.revision != position.revision {

@@ -37,7 +37,10 @@ impl Object {
         let (value, splice) = if entry.value.starts_with(kind.head.as_bytes()) {
             (entry.value.clone(), kind.head.len())
         } else {
-            (encode(&kind.api_version, &kind.kind, json.as_object()?.clone()), kind.head.len())
+            (
+                encode(&kind.api_version, &kind.kind, json.as_object()?.clone()),
+                kind.head.len(),
+            )
         };
         let labels = metadata.get("labels").and_then(Value::as_object);
         let labels = labels.into_iter().flatten().filter_map(|(key, value)| {
@@ -72,7 +75,10 @@ impl Object {
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(known, _)| **known == *key).map(|(_, value)| &**value)
+        self.labels
+            .iter()
+            .find(|(known, _)| **known == *key)
+            .map(|(_, value)| &**value)
     }
 
     /// The text of the selectable field of this number.

@@ -82,6 +82,8 @@ impl HubState {
             key: key.clone(),
             current: None,
         }));
+        // Versions rise on every watch, deletions last: they carry the revision of the listing.
+        changes.sort_by_key(|change| change.current.as_ref().map_or(revision, |entry| entry.mod_revision));
         self.exact_from = revision;
         self.apply(kinds, revision, &changes)
     }
@@ -132,8 +134,12 @@ impl HubState {
         self.counts[id.index()] += usize::from(current.is_some());
         self.counts[id.index()] -= usize::from(before.is_some());
         for field in &kind.indexed {
-            let old = before.map(|object| object.field(*field)).filter(|text| !text.is_empty());
-            let new = current.map(|object| object.field(*field)).filter(|text| !text.is_empty());
+            let old = before
+                .map(|object| object.field(*field))
+                .filter(|text| !text.is_empty());
+            let new = current
+                .map(|object| object.field(*field))
+                .filter(|text| !text.is_empty());
             if old == new {
                 continue;
             }
@@ -173,9 +179,18 @@ impl HubState {
             };
             let range = self.objects.range::<str, _>(range);
             let end = prefix.clone();
-            Box::new(range.take_while(move |(key, _)| key.as_str().starts_with(&end)).map(|(_, object)| object))
+            Box::new(
+                range
+                    .take_while(move |(key, _)| key.as_str().starts_with(&end))
+                    .map(|(_, object)| object),
+            )
         };
-        page(found.filter(|object| filter.matches(object)).cloned(), filter, part, self.revision)
+        page(
+            found.filter(|object| filter.matches(object)).cloned(),
+            filter,
+            part,
+            self.revision,
+        )
     }
 
     /// What was there at `revision`; `None`: not known any more.
@@ -192,7 +207,9 @@ impl HubState {
                 undone.insert(key, event.before.as_ref());
             }
         }
-        let range = self.objects.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+        let range = self
+            .objects
+            .range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
         let present = range.take_while(|(key, _)| key.as_str().starts_with(&prefix));
         let mut objects: Vec<&Arc<Object>> = present
             .map(|(_, object)| object)
@@ -222,7 +239,9 @@ fn page(wanted: impl Iterator<Item = Arc<Object>>, filter: &Filter, part: &Part,
     let limit = part.limit.unwrap_or(usize::MAX);
     let objects = wanted.by_ref().take(limit).collect();
     // Counting what selectors select would mean to look at everything, for a number that is a hint.
-    let more = wanted.next().map(|_| if filter.is_selective() { 0 } else { 1 + wanted.count() });
+    let more = wanted
+        .next()
+        .map(|_| if filter.is_selective() { 0 } else { 1 + wanted.count() });
     Found {
         objects,
         revision,

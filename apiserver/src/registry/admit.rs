@@ -32,7 +32,10 @@ impl Admission<'_> {
     pub(crate) fn shape(&self, object: &mut Value, duplicates: &[String]) -> Result<Vec<String>> {
         let resource = &self.kind.resource;
         let outcome = schema::check(resource, object);
-        let mut problems: Vec<String> = duplicates.iter().map(|path| format!("duplicate field \"{path}\"")).collect();
+        let mut problems: Vec<String> = duplicates
+            .iter()
+            .map(|path| format!("duplicate field \"{path}\""))
+            .collect();
         for unknown in &outcome.unknown {
             let mut problem = format!("unknown field \"{}\"", unknown.path);
             if let Some(suggestion) = &unknown.suggestion {
@@ -63,7 +66,11 @@ impl Admission<'_> {
             let name = metadata::text(object, "name").to_owned();
             return Err(ApiError::invalid_object(resource, &name, outcome.violations));
         }
-        Ok(if self.validation == FieldValidation::Warn { problems } else { Vec::new() })
+        Ok(if self.validation == FieldValidation::Warn {
+            problems
+        } else {
+            Vec::new()
+        })
     }
 
     /// Everything that the metadata rules and the kind itself say against a stored form.

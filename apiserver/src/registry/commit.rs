@@ -84,7 +84,9 @@ impl State {
                 return Err(ApiError::too_large(format!("the write is too large: {why}")));
             }
             Err(CommitError::LeaseNotFound(LeaseId(_))) => {
-                return Err(ApiError::unavailable("the lease ended before the object could be written under it"));
+                return Err(ApiError::unavailable(
+                    "the lease ended before the object could be written under it",
+                ));
             }
             Err(CommitError::Store(error)) if error.is_retryable() => match self.landed(&txn).await? {
                 Some(revision) => revision,
@@ -92,9 +94,10 @@ impl State {
             },
             Err(CommitError::Store(error)) => return Err(error.into()),
         };
-        self.hub.reach(revision, limits::WRITE_WAIT).await.map_err(|error| {
-            ApiError::timeout(format!("the write has happened, but cannot be read yet: {error}"))
-        })?;
+        self.hub
+            .reach(revision, limits::WRITE_WAIT)
+            .await
+            .map_err(|error| ApiError::timeout(format!("the write has happened, but cannot be read yet: {error}")))?;
         Ok(Outcome::Done(revision))
     }
 

@@ -14,7 +14,13 @@ impl Strategy for ConfigMaps {
 
     fn validate(&self, object: &Value) -> Vec<Violation> {
         let mut violations = Violations::new();
-        let keys = |field: &str| object[field].as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+        let keys = |field: &str| {
+            object[field]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, _)| key.as_str())
+        };
         for field in ["data", "binaryData"] {
             for key in keys(field) {
                 let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -25,7 +31,11 @@ impl Strategy for ConfigMaps {
             }
         }
         for key in keys("data").filter(|key| object["binaryData"].get(key).is_some()) {
-            violations.invalid(&FieldPath::root("data").key(key), key, "duplicate of key present in binaryData");
+            violations.invalid(
+                &FieldPath::root("data").key(key),
+                key,
+                "duplicate of key present in binaryData",
+            );
         }
         violations.into_vec()
     }

@@ -50,6 +50,7 @@ impl Create<'_> {
         let warnings = self.admission().shape(&mut object, &self.body.duplicates)?;
         let mut object = kind.store(object);
         kind.strategy.prepare_create(context, &mut object)?;
+        metadata::drop_empty(&mut object);
         Ok(Prepared {
             object,
             warnings,
@@ -76,7 +77,11 @@ impl Create<'_> {
         self.admission().judge(&object, None)?;
         if let Some(offer) = accept::offer_of(self.kind, &object) {
             let object = accept::launch(context, self.namespace, &offer, object, self.params.dry_run).await?;
-            return Ok(Written { object, warnings, deleted: false });
+            return Ok(Written {
+                object,
+                warnings,
+                deleted: false,
+            });
         }
         let mut drawn = 1;
         for _ in 0..limits::WRITE_ATTEMPTS {
@@ -86,7 +91,11 @@ impl Create<'_> {
                         object["metadata"]["resourceVersion"] = json!(revision.to_string());
                     }
                     let object = self.kind.show(object);
-                    return Ok(Written { object, warnings, deleted: false });
+                    return Ok(Written {
+                        object,
+                        warnings,
+                        deleted: false,
+                    });
                 }
                 Attempt::Taken if generated && drawn < limits::NAME_ATTEMPTS => {
                     drawn += 1;
@@ -100,7 +109,10 @@ impl Create<'_> {
                 Attempt::Again => (),
             }
         }
-        Err(ApiError::too_many_requests("the namespace changes too often; try again", 1))
+        Err(ApiError::too_many_requests(
+            "the namespace changes too often; try again",
+            1,
+        ))
     }
 
     async fn attempt(&self, context: &Context<'_>, object: &Value) -> Result<Attempt> {

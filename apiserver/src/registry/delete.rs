@@ -29,7 +29,10 @@ impl Kind {
                 return Ok(written);
             }
         }
-        Err(ApiError::too_many_requests("the object changes too often; try again", 1))
+        Err(ApiError::too_many_requests(
+            "the object changes too often; try again",
+            1,
+        ))
     }
 
     async fn try_delete(
@@ -73,7 +76,8 @@ impl Kind {
                 Op::delete(key)
             });
         }
-        if !params.dry_run && !(unchanged && context.fence.is_none()) {
+        let skip = params.dry_run || (unchanged && context.fence.is_none());
+        if !skip {
             match context.state.commit(txn).await? {
                 Outcome::Done(revision) if !unchanged => {
                     object["metadata"]["resourceVersion"] = json!(revision.to_string());
@@ -101,7 +105,9 @@ impl Kind {
         for (title, wanted, field) in checks {
             let found = metadata::text(old, field);
             if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != found) {
-                let why = format!("the {title} in the precondition ({wanted}) does not match the {title} in record ({found})");
+                let why = format!(
+                    "the {title} in the precondition ({wanted}) does not match the {title} in record ({found})"
+                );
                 return Err(ApiError::conflict(&self.resource, name, why));
             }
         }
@@ -120,7 +126,9 @@ pub async fn purge(state: &State, namespace: &str) -> Result<bool> {
         }
         let found = state.hub.list(kind.id, &Filter::all(Some(namespace)), &Part::default());
         for object in found.objects {
-            let deleted = kind.delete(&context, namespace, object.name(), &DeleteParams::default()).await;
+            let deleted = kind
+                .delete(&context, namespace, object.name(), &DeleteParams::default())
+                .await;
             match deleted {
                 Ok(written) if written.deleted => (),
                 Ok(_) => left += 1,

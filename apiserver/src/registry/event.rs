@@ -57,8 +57,15 @@ pub(super) fn from_core(event: Value) -> Value {
 /// The path in core/v1 of a field of events.k8s.io/v1.
 pub(super) fn core_field(path: &str) -> String {
     let (first, rest) = path.split_once('.').unwrap_or((path, ""));
-    let first = NAMES.iter().find(|(new, _)| *new == first).map_or(first, |(_, core)| core);
-    if rest.is_empty() { first.to_owned() } else { format!("{first}.{rest}") }
+    let first = NAMES
+        .iter()
+        .find(|(new, _)| *new == first)
+        .map_or(first, |(_, core)| core);
+    if rest.is_empty() {
+        first.to_owned()
+    } else {
+        format!("{first}.{rest}")
+    }
 }
 
 /// When the event was last seen, by its own word.
@@ -89,7 +96,10 @@ mod tests {
         });
         let new = from_core(core.clone());
         assert_eq!(new["apiVersion"], "events.k8s.io/v1");
-        assert_eq!((&new["regarding"]["kind"], &new["note"], &new["deprecatedCount"]), (&json!("Task"), &json!("m"), &json!(3)));
+        assert_eq!(
+            (&new["regarding"]["kind"], &new["note"], &new["deprecatedCount"]),
+            (&json!("Task"), &json!("m"), &json!(3))
+        );
         assert_eq!(to_core(new), core);
         assert_eq!(core_field("regarding.name"), "involvedObject.name");
         assert_eq!(core_field("reason"), "reason");

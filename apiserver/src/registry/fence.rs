@@ -29,12 +29,18 @@ impl Fence {
         let text = value.to_str().unwrap_or_default();
         let fence = Fence::parse(text).ok_or_else(|| {
             let header = names::HEADER_FENCE;
-            ApiError::bad_request(format!("the header {header}: {text:?} is malformed; write NAMESPACE/LEASE@REVISION"))
+            ApiError::bad_request(format!(
+                "the header {header}: {text:?} is malformed; write NAMESPACE/LEASE@REVISION"
+            ))
         })?;
         if fence.may_be_used_by(user) {
             Ok(Some(fence))
         } else {
-            let message = format!("User \"{}\" cannot act under the lease {}, which is not its own", user.name, fence.path());
+            let message = format!(
+                "User \"{}\" cannot act under the lease {}, which is not its own",
+                user.name,
+                fence.path()
+            );
             Err(ApiError::forbidden(message))
         }
     }
@@ -100,8 +106,13 @@ mod tests {
     #[test]
     fn a_fence_names_a_lease_and_a_revision() {
         let fence = Fence::parse("muster-system/muster-controllers@17").expect("well-formed");
-        assert_eq!((fence.path().as_str(), fence.revision), ("muster-system/muster-controllers", 17));
-        for text in ["", "a@1", "a/b", "a/b@", "a/b@x", "a/b@0", "a/b@-1", "A/b@1", "a/@1", "a/b/c@1"] {
+        assert_eq!(
+            (fence.path().as_str(), fence.revision),
+            ("muster-system/muster-controllers", 17)
+        );
+        for text in [
+            "", "a@1", "a/b", "a/b@", "a/b@x", "a/b@0", "a/b@-1", "A/b@1", "a/@1", "a/b/c@1",
+        ] {
             assert_eq!(Fence::parse(text), None, "{text}");
         }
     }
@@ -109,7 +120,12 @@ mod tests {
     #[test]
     fn a_lease_is_used_by_its_owner_alone() {
         let fence = |text: &str| Fence::parse(text).expect(text);
-        let users = [User::admin(), User::controllers(), User::agent("a1"), User::new("jo", &[])];
+        let users = [
+            User::admin(),
+            User::controllers(),
+            User::agent("a1"),
+            User::new("jo", &[]),
+        ];
         let allowed = |text: &str| users.clone().map(|user| fence(text).may_be_used_by(&user));
         assert_eq!(allowed("muster-system/x@1"), [true, true, false, false]);
         assert_eq!(allowed("muster-agents/a1@1"), [true, false, true, false]);

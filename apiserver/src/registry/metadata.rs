@@ -89,9 +89,14 @@ pub(super) fn identify(kind: &Kind, object: &mut Value, namespace: &str, name: &
 /// Takes out of a new object what only the server sets.
 pub(super) fn begin(object: &mut Value, env: &dyn Env, generation: bool) -> Result<()> {
     let metadata = of(object);
-    let version = metadata.get("resourceVersion").and_then(Value::as_str).unwrap_or_default();
+    let version = metadata
+        .get("resourceVersion")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     if !version.is_empty() {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        return Err(ApiError::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
     metadata.retain(|key, value| KEPT.contains(&key.as_str()) && !value.is_null());
     metadata.insert("uid".to_owned(), json!(env.uid().to_string()));
@@ -177,7 +182,7 @@ pub(super) fn carry_over(kind: &Kind, object: &mut Value, old: &Value) -> Result
 }
 
 /// Nothing and an empty list are the same; only one of them is stored.
-fn drop_empty(object: &mut Value) {
+pub(super) fn drop_empty(object: &mut Value) {
     for field in ["labels", "annotations", "ownerReferences", "finalizers"] {
         let empty = match &object["metadata"][field] {
             Value::Null => true,
@@ -192,7 +197,11 @@ fn drop_empty(object: &mut Value) {
 }
 
 fn same_time(a: &Value, b: &Value) -> bool {
-    let time = |value: &Value| value.as_str().and_then(|text| text.parse::<muster_api::Timestamp>().ok());
+    let time = |value: &Value| {
+        value
+            .as_str()
+            .and_then(|text| text.parse::<muster_api::Timestamp>().ok())
+    };
     time(a) == time(b)
 }
 
@@ -255,7 +264,10 @@ fn validate_maps(violations: &mut Violations, path: &FieldPath, metadata: &Value
 }
 
 fn validate_owners(violations: &mut Violations, path: &FieldPath, metadata: &Value) {
-    let owners = metadata["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let owners = metadata["ownerReferences"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     if owners.len() > limits::META_ITEMS {
         violations.too_many(path, owners.len(), limits::META_ITEMS);
     }
@@ -267,7 +279,9 @@ fn validate_owners(violations: &mut Violations, path: &FieldPath, metadata: &Val
             }
         }
     }
-    let controllers: Vec<usize> = (0..owners.len()).filter(|index| owners[*index]["controller"] == true).collect();
+    let controllers: Vec<usize> = (0..owners.len())
+        .filter(|index| owners[*index]["controller"] == true)
+        .collect();
     if let [_, second, ..] = controllers.as_slice() {
         let why = "only one reference can have Controller set to true";
         violations.invalid(&path.index(*second).field("controller"), true, why);

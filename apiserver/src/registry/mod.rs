@@ -119,12 +119,18 @@ impl Registry {
                 _ => (resource.clone(), View::Stored),
             };
             let hub_kind = HubKind::new(&stored);
-            let known = hub_kinds.iter().position(|known: &HubKind| known.prefix == hub_kind.prefix);
+            let known = hub_kinds
+                .iter()
+                .position(|known: &HubKind| known.prefix == hub_kind.prefix);
             let index = known.unwrap_or_else(|| {
                 hub_kinds.push(hub_kind);
                 hub_kinds.len() - 1
             });
-            let path = (resource.group.clone(), resource.version.clone(), resource.plural.clone());
+            let path = (
+                resource.group.clone(),
+                resource.version.clone(),
+                resource.plural.clone(),
+            );
             by_path.insert(path, kinds.len());
             kinds.push(Arc::new(Kind {
                 strategy: strategy::of(&resource),
@@ -194,7 +200,12 @@ impl<'a> Context<'a> {
     /// A write that begins now.
     pub fn new(state: &'a State, user: &'a User, fence: Option<&'a Fence>) -> Context<'a> {
         let now = state.env.now();
-        Context { state, user, now, fence }
+        Context {
+            state,
+            user,
+            now,
+            fence,
+        }
     }
 
     /// The hub.

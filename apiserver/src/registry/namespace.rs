@@ -11,7 +11,11 @@ use crate::error::{ApiError, Result};
 use crate::keys;
 
 /// The namespaces that are always there.
-pub const DEFAULTS: [&str; 3] = [names::NAMESPACE_DEFAULT, names::NAMESPACE_SYSTEM, names::NAMESPACE_AGENTS];
+pub const DEFAULTS: [&str; 3] = [
+    names::NAMESPACE_DEFAULT,
+    names::NAMESPACE_SYSTEM,
+    names::NAMESPACE_AGENTS,
+];
 
 /// What keeps a namespace until its content is gone.
 const FINALIZER: &str = "kubernetes";
@@ -67,7 +71,9 @@ impl Strategy for Namespaces {
     }
 
     fn holds_deletion(&self, object: &Value) -> bool {
-        object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
+        object["spec"]["finalizers"]
+            .as_array()
+            .is_some_and(|finalizers| !finalizers.is_empty())
     }
 }
 

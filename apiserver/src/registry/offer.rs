@@ -40,7 +40,11 @@ fn validate(offer: &Offer) -> Vec<Violation> {
         names::dns_subdomain_problem(&spec.framework),
     );
     violations.check(&path.field("role"), &spec.role, names::role_problem(&spec.role));
-    violations.check(&path.field("agent"), &spec.agent, names::dns_subdomain_problem(&spec.agent));
+    violations.check(
+        &path.field("agent"),
+        &spec.agent,
+        names::dns_subdomain_problem(&spec.agent),
+    );
     let devices = offer.bundle().devices.len();
     if devices != spec.devices.len() {
         violations.duplicate(&path.field("devices"), "uuid");

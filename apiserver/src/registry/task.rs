@@ -40,7 +40,9 @@ impl Strategy for Tasks {
             match object["metadata"].get("finalizers") {
                 Some(finalizers) => allowed["metadata"]["finalizers"] = finalizers.clone(),
                 None => {
-                    allowed["metadata"].as_object_mut().and_then(|metadata| metadata.remove("finalizers"));
+                    allowed["metadata"]
+                        .as_object_mut()
+                        .and_then(|metadata| metadata.remove("finalizers"));
                 }
             }
             if *object != allowed {
@@ -49,7 +51,8 @@ impl Strategy for Tasks {
                 return Err(ApiError::forbidden_object(resource, name, why));
             }
         }
-        let ordinary = !context.user.is_master() && !context.user.is_controllers() && context.user.agent_name().is_none();
+        let ordinary =
+            !context.user.is_master() && !context.user.is_controllers() && context.user.agent_name().is_none();
         let held = |object: &Value| metadata::finalizers(object).contains(names::FINALIZER_AGENT);
         if ordinary && held(old) != held(object) {
             let resource = &context.state.resources.muster("tasks").resource;
@@ -138,7 +141,10 @@ fn check_bound(context: &Context<'_>, name: &str, agent: &str, task: &Value) -> 
         return Ok(());
     }
     let resource = &context.state.resources.muster("tasks").resource;
-    let why = format!("User \"{}\" may write only the tasks that are bound to it", context.user.name);
+    let why = format!(
+        "User \"{}\" may write only the tasks that are bound to it",
+        context.user.name
+    );
     Err(ApiError::forbidden_object(resource, name, why))
 }
 

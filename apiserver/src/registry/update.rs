@@ -54,7 +54,10 @@ impl Update<'_> {
                 return Ok(written);
             }
         }
-        Err(ApiError::too_many_requests("the object changes too often; try again", 1))
+        Err(ApiError::too_many_requests(
+            "the object changes too often; try again",
+            1,
+        ))
     }
 
     fn admission(&self) -> Admission<'_> {

@@ -37,7 +37,12 @@ pub(super) async fn write(mut call: Call, target: Target) -> Result<Response> {
     let params = WriteParams::new(&call.query, "CreateOptions")?;
     let request: AgentOffers = read(&mut call, "AgentOffers").await?;
     let fence = Fence::of(call.headers(), &call.user)?;
-    fence::require(&call.user, fence.as_ref(), "a write of offers", &fence::controllers_lease())?;
+    fence::require(
+        &call.user,
+        fence.as_ref(),
+        "a write of offers",
+        &fence::controllers_lease(),
+    )?;
     let context = Context::new(&call.state, &call.user, fence.as_ref());
     let writing = Writing {
         context: &context,
@@ -61,7 +66,12 @@ impl Writing<'_> {
     fn invalid(&self, field: &FieldPath, value: &str, why: &str) -> ApiError {
         let mut violations = Violations::new();
         violations.invalid(field, value, why);
-        ApiError::invalid("AgentOffers", muster_api::names::GROUP, self.agent, violations.into_vec())
+        ApiError::invalid(
+            "AgentOffers",
+            muster_api::names::GROUP,
+            self.agent,
+            violations.into_vec(),
+        )
     }
 
     fn conflict(&self, why: &str) -> ApiError {
@@ -72,14 +82,21 @@ impl Writing<'_> {
     async fn run(&self, request: &AgentOffers, dry_run: bool) -> Result<Option<Revision>> {
         let count = request.create.len() + request.delete.len();
         if count > limits::OFFERS_PER_AGENT_CALL {
-            let why = format!("at most {} offers can be made and deleted at once", limits::OFFERS_PER_AGENT_CALL);
+            let why = format!(
+                "at most {} offers can be made and deleted at once",
+                limits::OFFERS_PER_AGENT_CALL
+            );
             return Err(self.invalid(&FieldPath::root("create"), &count.to_string(), &why));
         }
         let state = self.context.state;
         let newest = state.store.revision().await?;
         if request.seen_revision > newest {
             let why = format!("nothing after revision {newest} can have been seen");
-            return Err(self.invalid(&FieldPath::root("seenRevision"), &request.seen_revision.to_string(), &why));
+            return Err(self.invalid(
+                &FieldPath::root("seenRevision"),
+                &request.seen_revision.to_string(),
+                &why,
+            ));
         }
         let reached = state.hub.reach(newest, limits::READ_WAIT).await;
         reached.map_err(|error| ApiError::unavailable(error.to_string()))?;
@@ -89,7 +106,10 @@ impl Writing<'_> {
             fence.guard(&mut txn);
         }
         let ledger = keys::ledger(self.agent);
-        txn.compare(Compare::not_modified_after(ledger, request.seen_revision), Guard::Ledger);
+        txn.compare(
+            Compare::not_modified_after(ledger, request.seen_revision),
+            Guard::Ledger,
+        );
         let agent = self.agent(&mut txn, !request.create.is_empty()).await?;
         let gone = self.delete(&mut txn, &request.delete).await?;
         let new = self.create(&mut txn, &request.create)?;
@@ -116,7 +136,11 @@ impl Writing<'_> {
         let agents = &state.resources.muster("agents").resource;
         let key = keys::object(agents, "", self.agent);
         let Some(entry) = state.store.get(&key).await? else {
-            return if offering { Err(ApiError::not_found(agents, self.agent)) } else { Ok(None) };
+            return if offering {
+                Err(ApiError::not_found(agents, self.agent))
+            } else {
+                Ok(None)
+            };
         };
         let agent: Agent = from_entry(&entry)?;
         if offering && agent.spec.unschedulable {
@@ -125,7 +149,10 @@ impl Writing<'_> {
         if offering && agent.metadata.deletion_timestamp.is_some() {
             return Err(self.conflict("it is being deleted"));
         }
-        txn.compare(Compare::created(key, entry.create_revision), Guard::Other("agent".to_owned()));
+        txn.compare(
+            Compare::created(key, entry.create_revision),
+            Guard::Other("agent".to_owned()),
+        );
         Ok(Some(agent))
     }
 
@@ -240,7 +267,10 @@ impl Writing<'_> {
         let state = self.context.state;
         let kind = state.resources.muster(plural);
         // What has ended holds nothing, and there may be thousands of it.
-        let over = PHASES.into_iter().filter(|phase| phase.is_terminal()).map(|phase| phase.to_string());
+        let over = PHASES
+            .into_iter()
+            .filter(|phase| phase.is_terminal())
+            .map(|phase| phase.to_string());
         let over = over.chain(["Declined".to_owned()]);
         let over: String = over.map(|phase| format!(",status.phase!={phase}")).collect();
         let fields = FieldSelector::parse(&format!("{field}={}{over}", self.agent))?;

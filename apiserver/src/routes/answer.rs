@@ -69,7 +69,10 @@ impl Renderer {
             Form::Full => put(&value, out),
             Form::Partial => put(&partial(&value), out),
             Form::Table(version) if item => self.kind.printer.row(&self.look(version), &value, out),
-            Form::Table(version) => self.kind.printer.single(&self.look(version), &value, false, definitions, out),
+            Form::Table(version) => self
+                .kind
+                .printer
+                .single(&self.look(version), &value, false, definitions, out),
         }
     }
 
@@ -87,7 +90,10 @@ impl Renderer {
         match self.form {
             Form::Full => put(&bookmark, out),
             Form::Partial => put(&partial(&bookmark), out),
-            Form::Table(version) => self.kind.printer.single(&self.look(version), &bookmark, true, false, out),
+            Form::Table(version) => self
+                .kind
+                .printer
+                .single(&self.look(version), &bookmark, true, false, out),
         }
     }
 
@@ -128,7 +134,13 @@ impl Renderer {
 fn warning_header(text: &str) -> String {
     let safe: String = text
         .chars()
-        .map(|character| if character.is_control() || !character.is_ascii() { '?' } else { character })
+        .map(|character| {
+            if character.is_control() || !character.is_ascii() {
+                '?'
+            } else {
+                character
+            }
+        })
         .collect();
     format!("299 - \"{}\"", safe.replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -10,9 +10,10 @@ use crate::limits;
 fn text(code: StatusCode, body: String) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = code;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
@@ -32,7 +33,11 @@ pub(super) async fn ready(call: &Call, only: Option<&str>) -> Response {
             (None, reached.err().map(|error| error.to_string()))
         }
     };
-    let stopping = call.state.stopping().is_cancelled().then(|| "the server is stopping".to_owned());
+    let stopping = call
+        .state
+        .stopping()
+        .is_cancelled()
+        .then(|| "the server is stopping".to_owned());
     let checks = [("ping", None), ("store", store), ("hub", hub), ("shutdown", stopping)];
     let wanted: Vec<(&str, Option<String>)> = checks
         .into_iter()
@@ -57,6 +62,10 @@ fn report(call: &Call, name: &str, checks: &[(&str, Option<String>)]) -> Respons
             Some(problem) => body += &format!("[-]{check} failed: {problem}\n"),
         }
     }
-    let (code, word) = if failed { (StatusCode::INTERNAL_SERVER_ERROR, "failed") } else { (StatusCode::OK, "passed") };
+    let (code, word) = if failed {
+        (StatusCode::INTERNAL_SERVER_ERROR, "failed")
+    } else {
+        (StatusCode::OK, "passed")
+    };
     text(code, format!("{body}{name} check {word}\n"))
 }

@@ -24,11 +24,18 @@ pub(super) async fn renew(call: Call, target: Target) -> Result<Response> {
         let message = format!("the fence names the lease {}, the path {path}", fence.path());
         return Err(ApiError::bad_request(message));
     }
-    let entry = call.state.store.get(&keys::lease(&target.namespace, &target.name)).await?;
+    let entry = call
+        .state
+        .store
+        .get(&keys::lease(&target.namespace, &target.name))
+        .await?;
     let entry = entry.filter(|entry| entry.create_revision == fence.revision);
     let entry = entry.ok_or_else(|| ApiError::fenced(&path))?;
     let Some(lease) = entry.lease else {
-        let message = format!("leases.coordination.k8s.io \"{}\" is not ephemeral; update it instead", target.name);
+        let message = format!(
+            "leases.coordination.k8s.io \"{}\" is not ephemeral; update it instead",
+            target.name
+        );
         return Err(ApiError::unprocessable(message));
     };
     match call.state.store.keep_alive(lease).await {

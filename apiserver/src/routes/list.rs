@@ -102,7 +102,9 @@ async fn find(call: &Call, kind: &Kind, hub_kind: &HubKind, filter: &Filter, par
             return Ok(hub.list(kind.id, filter, &part));
         };
         if revision > hub.revision() {
-            return Err(ApiError::bad_request("continue key is not valid: it is from the future"));
+            return Err(ApiError::bad_request(
+                "continue key is not valid: it is from the future",
+            ));
         }
         return hub.list_at(kind.id, filter, &part, revision).map_err(|_| {
             let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
@@ -157,4 +159,3 @@ fn body(renderer: Renderer, head: Vec<u8>, objects: Vec<Arc<Object>>) -> Body {
         Some((chunk, (!done).then(|| (renderer, Vec::new(), objects, index))))
     }))
 }
-

@@ -78,13 +78,33 @@ impl Metrics {
             ring_bytes: Number::default(),
             registry: Registry::default(),
         };
-        registry.register("muster_requests", "Requests that were answered", metrics.requests.clone());
-        registry.register("muster_request_seconds", "Time until the answer began", metrics.seconds.clone());
+        registry.register(
+            "muster_requests",
+            "Requests that were answered",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "muster_request_seconds",
+            "Time until the answer began",
+            metrics.seconds.clone(),
+        );
         registry.register("muster_watches", "Watches that are open", metrics.watches.clone());
         registry.register("muster_objects", "Objects that are stored", metrics.objects.clone());
-        registry.register("muster_hub_revision", "The newest revision that reads show", metrics.revision.clone());
-        registry.register("muster_hub_ring_events", "Events that watches can resume from", metrics.ring_events.clone());
-        registry.register("muster_hub_ring_bytes", "Bytes of those events", metrics.ring_bytes.clone());
+        registry.register(
+            "muster_hub_revision",
+            "The newest revision that reads show",
+            metrics.revision.clone(),
+        );
+        registry.register(
+            "muster_hub_ring_events",
+            "Events that watches can resume from",
+            metrics.ring_events.clone(),
+        );
+        registry.register(
+            "muster_hub_ring_bytes",
+            "Bytes of those events",
+            metrics.ring_bytes.clone(),
+        );
         Metrics { registry, ..metrics }
     }
 
@@ -136,16 +156,23 @@ pub(super) fn show(state: &State) -> Result<Response> {
         let labels = ResourceLabels {
             resource: kind.stored.qualified(),
         };
-        metrics.objects.get_or_create(&labels).set(number(state.hub.count(kind.id)));
+        metrics
+            .objects
+            .get_or_create(&labels)
+            .set(number(state.hub.count(kind.id)));
     }
     let (events, bytes) = state.hub.ring_size();
     metrics.ring_events.set(number(events));
     metrics.ring_bytes.set(number(bytes));
-    metrics.revision.set(i64::try_from(state.hub.revision()).unwrap_or(i64::MAX));
+    metrics
+        .revision
+        .set(i64::try_from(state.hub.revision()).unwrap_or(i64::MAX));
     let mut text = String::new();
     encode(&mut text, &metrics.registry).map_err(|error| ApiError::internal(error.to_string()))?;
     let mut response = Response::new(Body::from(text));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
 }

@@ -72,7 +72,9 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
             error.into_response()
         }
     };
-    state.metrics.request(method.as_str(), &resource, response.status().as_u16(), began.elapsed());
+    state
+        .metrics
+        .request(method.as_str(), &resource, response.status().as_u16(), began.elapsed());
     response
 }
 
@@ -80,7 +82,11 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
 fn token(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().unwrap_or_default();
     let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    Some(if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" })
+    Some(if scheme.eq_ignore_ascii_case("bearer") {
+        token.trim()
+    } else {
+        ""
+    })
 }
 
 async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body) -> Result<Response> {

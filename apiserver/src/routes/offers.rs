@@ -30,14 +30,22 @@ const REFUSE: Span = Span::from_secs(5);
 pub(super) async fn read<T: DeserializeOwned>(call: &mut Call, what: &str) -> Result<T> {
     let content_type = ContentType::of(call.headers());
     let bytes = body::read(call.take_body()).await?;
-    let mut value = if bytes.is_empty() { json!({}) } else { body::object(content_type, &bytes)?.value };
+    let mut value = if bytes.is_empty() {
+        json!({})
+    } else {
+        body::object(content_type, &bytes)?.value
+    };
     if let Some(map) = value.as_object_mut() {
         for field in ["apiVersion", "kind", "metadata"] {
             map.remove(field);
         }
     }
     typed(&value).map_err(|violation| {
-        let place = if violation.field.is_empty() { String::new() } else { format!("{}: ", violation.field) };
+        let place = if violation.field.is_empty() {
+            String::new()
+        } else {
+            format!("{}: ", violation.field)
+        };
         ApiError::bad_request(format!("the body is no {what}: {place}{}", violation.message))
     })
 }
@@ -95,10 +103,14 @@ fn encode(object: &Value, resource: &crate::resource::Resource) -> bytes::Bytes 
 /// The offer, if it may still be answered.
 fn open_offer(object: &Value, name: &str, context: &Context<'_>) -> Result<Offer> {
     let resource = &context.state.resources.muster("offers").resource;
-    let offer: Offer =
-        typed(object).map_err(|violation| ApiError::internal(format!("the offer cannot be read: {}", violation.message)))?;
+    let offer: Offer = typed(object)
+        .map_err(|violation| ApiError::internal(format!("the offer cannot be read: {}", violation.message)))?;
     if offer.phase() == OfferPhase::Declined {
-        return Err(ApiError::conflict(resource, name, "the offer has been declined already"));
+        return Err(ApiError::conflict(
+            resource,
+            name,
+            "the offer has been declined already",
+        ));
     }
     if context.now >= offer.spec.expires_at.0 {
         let message = format!("offers.muster.dev \"{name}\" expired at {}", offer.spec.expires_at.0);
@@ -106,4 +118,3 @@ fn open_offer(object: &Value, name: &str, context: &Context<'_>) -> Result<Offer
     }
     Ok(offer)
 }
-

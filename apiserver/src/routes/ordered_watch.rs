@@ -25,7 +25,13 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
     let names = call.query.all("resources").flat_map(|names| names.split(','));
     for name in names.map(str::trim).filter(|name| !name.is_empty()) {
         let id = call.state.hub.find(name).ok_or_else(|| {
-            let known: Vec<&str> = call.state.hub.kinds().iter().map(|kind| kind.qualified.as_str()).collect();
+            let known: Vec<&str> = call
+                .state
+                .hub
+                .kinds()
+                .iter()
+                .map(|kind| kind.qualified.as_str())
+                .collect();
             ApiError::bad_request(format!("resources: {name:?} is none of {}", known.join(", ")))
         })?;
         if !kinds.contains(&id) {
@@ -33,7 +39,9 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
         }
     }
     if kinds.is_empty() {
-        return Err(ApiError::bad_request("resources: name at least one, as in resources=tasks.muster.dev,offers.muster.dev"));
+        return Err(ApiError::bad_request(
+            "resources: name at least one, as in resources=tasks.muster.dev,offers.muster.dev",
+        ));
     }
     let start = call.query.number("resourceVersion")?;
     let begun = match start {
@@ -110,7 +118,10 @@ impl OrderedWatch {
             }
             // Seen before it is read: a revision that comes in between wakes once too often, never once too little.
             self.reached.borrow_and_update();
-            let advanced = self.state.hub.advance(&mut self.position, &self.kinds, limits::WATCH_BATCH);
+            let advanced = self
+                .state
+                .hub
+                .advance(&mut self.position, &self.kinds, limits::WATCH_BATCH);
             let (events, more) = match advanced {
                 Ok(advanced) => advanced,
                 Err(left) => {

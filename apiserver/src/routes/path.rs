@@ -35,7 +35,13 @@ impl Path {
     /// Takes a path apart. Slashes at its end don't matter.
     pub(crate) fn parse(path: &str) -> Path {
         let trimmed = path.trim_end_matches('/');
-        let other = || Path::Other(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() });
+        let other = || {
+            Path::Other(if trimmed.is_empty() {
+                "/".to_owned()
+            } else {
+                trimmed.to_owned()
+            })
+        };
         let mut segments = trimmed.split('/').skip(1).map(|segment| decode(segment, false));
         let group = match segments.next().as_deref() {
             Some("api") => Some(String::new()),
@@ -72,7 +78,11 @@ impl Path {
             name: next(),
             subresource: next(),
         };
-        if rest.next().is_some() { other() } else { Path::Object(target) }
+        if rest.next().is_some() {
+            other()
+        } else {
+            Path::Object(target)
+        }
     }
 
     /// What stands for the path in metrics (no names), and the name.
@@ -114,15 +124,34 @@ mod tests {
             ("/api/v1/namespaces/d/status", "- v1 - namespaces d status"),
             ("/api/v1/namespaces/d/configmaps", "- v1 d configmaps - -"),
             ("/api/v1/configmaps", "- v1 - configmaps - -"),
-            ("/apis/muster.dev/v1/namespaces/d/tasks/t/status/", "muster.dev v1 d tasks t status"),
-            ("/apis/muster.dev/v1/agents/a%31/offers", "muster.dev v1 - agents a1 offers"),
+            (
+                "/apis/muster.dev/v1/namespaces/d/tasks/t/status/",
+                "muster.dev v1 d tasks t status",
+            ),
+            (
+                "/apis/muster.dev/v1/agents/a%31/offers",
+                "muster.dev v1 - agents a1 offers",
+            ),
         ] {
             assert_eq!(Path::parse(path), Path::Object(target(expect)), "{path}");
         }
-        for path in ["/", "", "/api", "/apis/", "/api/v1/", "/apis/muster.dev", "/apis/muster.dev/v1", "/livez"] {
+        for path in [
+            "/",
+            "",
+            "/api",
+            "/apis/",
+            "/api/v1/",
+            "/apis/muster.dev",
+            "/apis/muster.dev/v1",
+            "/livez",
+        ] {
             assert!(matches!(Path::parse(path), Path::Other(_)), "{path}");
         }
-        for path in ["/api/v1/namespaces/d/configmaps/a/b/c", "/api/v1//x", "/api/v1/configmaps/a%2fb"] {
+        for path in [
+            "/api/v1/namespaces/d/configmaps/a/b/c",
+            "/api/v1//x",
+            "/api/v1/configmaps/a%2fb",
+        ] {
             assert!(matches!(Path::parse(path), Path::Other(_)), "{path}");
         }
     }

@@ -17,7 +17,12 @@ use crate::state::State;
 /// `PUT /muster/v1/plan`: keeps the report, if the sender leads still.
 pub(super) async fn put(mut call: Call) -> Result<Response> {
     let fence = Fence::of(call.headers(), &call.user)?;
-    fence::require(&call.user, fence.as_ref(), "a report of the controllers", &fence::controllers_lease())?;
+    fence::require(
+        &call.user,
+        fence.as_ref(),
+        "a report of the controllers",
+        &fence::controllers_lease(),
+    )?;
     let content_type = ContentType::of(call.headers());
     let bytes = body::read(call.take_body()).await?;
     let decoded = body::object(content_type, &bytes)?;
@@ -31,7 +36,10 @@ pub(super) async fn put(mut call: Call) -> Result<Response> {
         }
     }
     call.state.set_plan(report);
-    Ok(json_value(StatusCode::OK, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})))
+    Ok(json_value(
+        StatusCode::OK,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+    ))
 }
 
 fn no_report() -> ApiError {
@@ -51,12 +59,18 @@ pub(super) fn why(state: &State, namespace: &str, name: &str) -> Result<Response
     let task = task.ok_or_else(|| ApiError::not_found(&kind.resource, name))?.json();
     let phase = task["status"]["phase"].as_str().unwrap_or("Pending");
     if phase != "Pending" {
-        let agent = task["status"]["agent"].as_str().map(|agent| format!(" on agent {agent}")).unwrap_or_default();
+        let agent = task["status"]["agent"]
+            .as_str()
+            .map(|agent| format!(" on agent {agent}"))
+            .unwrap_or_default();
         let message = format!("task \"{name}\" is {phase}{agent}; only pending tasks wait for something");
         return Err(ApiError::absent(message).about(&kind.resource, name));
     }
     let report = state.plan().ok_or_else(no_report)?;
-    let why = report.tasks.iter().find(|why| why.namespace == namespace && why.task == name);
+    let why = report
+        .tasks
+        .iter()
+        .find(|why| why.namespace == namespace && why.task == name);
     let why = why.ok_or_else(|| ApiError::unavailable("the task is newer than the last allocation pass; ask again"))?;
     Ok(json_value(StatusCode::OK, why))
 }

@@ -55,7 +55,11 @@ pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Resul
 fn check_place(kind: &Kind, target: &Target) -> Result<()> {
     let namespaced = kind.resource.namespaced;
     let whole_cluster = target.namespace.is_empty() && target.name.is_empty();
-    let fine = if namespaced { !target.namespace.is_empty() || whole_cluster } else { target.namespace.is_empty() };
+    let fine = if namespaced {
+        !target.namespace.is_empty() || whole_cluster
+    } else {
+        target.namespace.is_empty()
+    };
     if fine { Ok(()) } else { Err(ApiError::unknown_path()) }
 }
 
@@ -90,7 +94,11 @@ fn not_offered(kind: &Kind) -> ApiError {
 }
 
 async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
-    let known = kind.resource.subresources.iter().find(|known| known.name == target.subresource);
+    let known = kind
+        .resource
+        .subresources
+        .iter()
+        .find(|known| known.name == target.subresource);
     let Some(known) = known else {
         return Err(ApiError::unknown_path());
     };
@@ -151,9 +159,19 @@ async fn create(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Respo
     let renderer = Renderer::new(&call, &kind)?;
     let params = WriteParams::new(&call.query, "CreateOptions")?;
     let decoded = read_object(&mut call).await?;
-    let name = decoded.value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let name = decoded.value["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let namespace = namespace_of(&kind, &target, &decoded)?;
-    call.authorize(&Target { namespace: namespace.clone(), ..target }, "create", &name)?;
+    call.authorize(
+        &Target {
+            namespace: namespace.clone(),
+            ..target
+        },
+        "create",
+        &name,
+    )?;
     let fence = Fence::of(call.headers(), &call.user)?;
     let context = Context::new(&call.state, &call.user, fence.as_ref());
     let create = Create {
@@ -173,7 +191,9 @@ fn namespace_of(kind: &Kind, target: &Target, decoded: &Decoded) -> Result<Strin
     }
     match decoded.value["metadata"]["namespace"].as_str() {
         Some(namespace) if muster_api::names::dns_label_problem(namespace).is_none() => Ok(namespace.to_owned()),
-        _ => Err(ApiError::bad_request("the object names no namespace, and neither does the path")),
+        _ => Err(ApiError::bad_request(
+            "the object names no namespace, and neither does the path",
+        )),
     }
 }
 
@@ -193,7 +213,11 @@ async fn change(mut call: Call, kind: Arc<Kind>, target: Target, verb: &'static 
         let bytes = body::read(call.take_body()).await?;
         Change::Patch(Patch::parse(content_type, &bytes)?)
     };
-    let options = if verb == "update" { "UpdateOptions" } else { "PatchOptions" };
+    let options = if verb == "update" {
+        "UpdateOptions"
+    } else {
+        "PatchOptions"
+    };
     let params = WriteParams::new(&call.query, options)?;
     let fence = Fence::of(call.headers(), &call.user)?;
     let context = Context::new(&call.state, &call.user, fence.as_ref());
@@ -212,7 +236,11 @@ async fn change(mut call: Call, kind: Arc<Kind>, target: Target, verb: &'static 
 async fn delete_params(call: &mut Call) -> Result<DeleteParams> {
     let content_type = ContentType::of(call.headers());
     let bytes = body::read(call.take_body()).await?;
-    let decoded = if bytes.is_empty() { Decoded::default() } else { body::object(content_type, &bytes)? };
+    let decoded = if bytes.is_empty() {
+        Decoded::default()
+    } else {
+        body::object(content_type, &bytes)?
+    };
     DeleteParams::new(&call.query, &decoded.value)
 }
 

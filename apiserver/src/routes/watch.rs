@@ -37,7 +37,12 @@ pub(super) async fn serve(call: Call, kind: Arc<Kind>, target: Target) -> Result
         list::filter(&call, &kind, &target)?
     } else {
         let only = FieldSelector::parse(&format!("metadata.name={}", target.name))?;
-        Filter::new(call.state.hub.kind(kind.id), Some(&target.namespace), Default::default(), &only)?
+        Filter::new(
+            call.state.hub.kind(kind.id),
+            Some(&target.namespace),
+            Default::default(),
+            &only,
+        )?
     };
     let body = match begin(&call, &kind, &filter, &params).await {
         Ok((initial, position)) => {
@@ -154,7 +159,10 @@ impl Watch {
             let kinds = [self.renderer.kind.id];
             let advanced = self.state.hub.advance(&mut self.position, &kinds, limits::WATCH_BATCH);
             let Ok((events, more)) = advanced else {
-                tracing::debug!(resource = self.renderer.kind.resource.qualified(), "a watch was too slow and is closed");
+                tracing::debug!(
+                    resource = self.renderer.kind.resource.qualified(),
+                    "a watch was too slow and is closed"
+                );
                 return None;
             };
             let mut out = Vec::new();
@@ -176,7 +184,11 @@ impl Watch {
 
     /// Waits until there may be something to do; a bookmark may be due by then.
     async fn wait(&mut self) -> Option<Bytes> {
-        let until = if self.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
+        let until = if self.bookmarks {
+            self.next_bookmark.min(self.deadline)
+        } else {
+            self.deadline
+        };
         let stopping = self.state.stopping().clone();
         tokio::select! {
             biased;
@@ -207,7 +219,9 @@ impl Watch {
         }
         self.position = ahead;
         let mut out = Vec::new();
-        self.frame("BOOKMARK", &mut out, |watch, out| watch.renderer.bookmark(ahead.revision, false, out));
+        self.frame("BOOKMARK", &mut out, |watch, out| {
+            watch.renderer.bookmark(ahead.revision, false, out)
+        });
         Some(out.into())
     }
 
@@ -224,7 +238,9 @@ impl Watch {
             self.initial = Some((objects, index));
         } else if self.marked {
             let revision = self.position.revision;
-            self.frame("BOOKMARK", &mut out, |watch, out| watch.renderer.bookmark(revision, true, out));
+            self.frame("BOOKMARK", &mut out, |watch, out| {
+                watch.renderer.bookmark(revision, true, out)
+            });
         }
         (!out.is_empty()).then(|| out.into())
     }
