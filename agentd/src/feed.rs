@@ -13,7 +13,7 @@ use kube::core::Request;
 use muster_client::{Call, Client, Error};
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::limits::{REQUEST_DEADLINE, RETRY_FIRST, RETRY_MAX, WATCH_TIMEOUT};
 use crate::view::{Row, ViewEvent};
@@ -22,6 +22,9 @@ const TASKS: &str = "/apis/muster.dev/v1/tasks";
 
 /// How long after its end a watch that the server should have ended is given up.
 const SLACK: Duration = Duration::from_secs(5);
+
+/// A watch that lasted less than this was no good.
+const SHORT: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 struct Tasks {
@@ -101,8 +104,11 @@ impl Feed {
             self.send(ViewEvent::Listed(rows, revision)).await?;
             let listed = revision;
             let end = loop {
+                let opened = Instant::now();
                 match self.watch(&mut revision).await? {
-                    End::Resume => {}
+                    // A server that ends every watch at once, as one that stops does, must not be asked without end.
+                    End::Resume if opened.elapsed() < SHORT => sleep(backoff.next()).await,
+                    End::Resume => backoff = Backoff::new(),
                     end => break end,
                 }
             };
@@ -149,7 +155,7 @@ impl Feed {
         };
         self.send(ViewEvent::Live).await?;
         tokio::pin!(stream);
-        let deadline = tokio::time::Instant::now() + WATCH_TIMEOUT + SLACK;
+        let deadline = Instant::now() + WATCH_TIMEOUT + SLACK;
         loop {
             let event = match tokio::time::timeout_at(deadline, stream.next()).await {
                 Err(_) | Ok(None) => return Ok(End::Resume),
