@@ -8,6 +8,7 @@ use muster_api::duration::Span;
 use muster_client::Client;
 use muster_client::kube::config::{KubeConfigOptions, Kubeconfig};
 use muster_controllers::Config;
+use tracing_subscriber::EnvFilter;
 
 /// Runs the controllers of a Muster cluster. Several may run; one of them leads.
 #[derive(Debug, Parser)]
@@ -30,10 +31,19 @@ pub(crate) struct Args {
     identity: String,
     /// What is logged.
     #[arg(long, env = "MUSTER_LOG", default_value = "info", value_name = "FILTER")]
-    pub(crate) log: String,
+    log: String,
 }
 
 impl Args {
+    /// Logs to standard error from now on.
+    pub(crate) fn start_log(&self) -> anyhow::Result<()> {
+        let filter =
+            EnvFilter::try_new(&self.log).context("--log is not a filter; one looks like info,muster=debug")?;
+        let log = tracing_subscriber::fmt().with_env_filter(filter);
+        log.with_writer(std::io::stderr).init();
+        Ok(())
+    }
+
     /// What the controllers shall do.
     pub(crate) fn config(&self) -> anyhow::Result<Config> {
         anyhow::ensure!(
@@ -59,5 +69,28 @@ impl Args {
         let options = KubeConfigOptions::default();
         let config = muster_client::kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
         Ok(Client::from_config(config)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str]) -> anyhow::Result<Config> {
+        Args::try_parse_from([&["muster-controllers"], arguments].concat())?.config()
+    }
+
+    #[test]
+    fn times_are_given_as_people_write_them() {
+        let given = config(&["--lease-ttl", "5s", "--offer-ttl", "1m30s"]).expect("a configuration");
+        assert_eq!((given.lease_ttl.as_secs(), given.offer_ttl.millis()), (5, 90_000));
+        assert_eq!(config(&[]).expect("a configuration").lease_ttl.as_secs(), 3);
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_is_refused() {
+        for ttl in ["0s", "500ms", "1500ms", "soon"] {
+            assert!(config(&["--lease-ttl", ttl]).is_err(), "{ttl}");
+        }
     }
 }

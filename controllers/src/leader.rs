@@ -19,6 +19,9 @@ use crate::runtime::feed::Feed;
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
+/// How long an end may wait for an API server that does not answer.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+
 /// Whether this process leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leadership {
@@ -196,8 +199,10 @@ impl Term {
     /// Gives the lease back, after everything that acted under it has ended.
     pub async fn release(self) {
         self.resign();
-        if let Err(error) = self.client.release(&self.fence).await {
-            tracing::debug!(%error, "the lease was not given back; it will expire");
+        match tokio::time::timeout(RELEASE_MAX, self.client.release(&self.fence)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the lease was not given back; it will expire"),
+            Err(_) => tracing::debug!("the lease was not given back in time; it will expire"),
         }
     }
 }

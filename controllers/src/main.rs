@@ -8,15 +8,11 @@ use clap::Parser;
 use muster_api::env::SystemEnv;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = config::Args::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&args.log)?)
-        .with_writer(std::io::stderr)
-        .init();
+    args.start_log()?;
     let cancel = CancellationToken::new();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stop = cancel.clone();
@@ -24,7 +20,7 @@ async fn main() -> anyhow::Result<()> {
         tokio::select! { biased; _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         stop.cancel();
     });
-    muster_controllers::run(args.client().await?, Arc::new(SystemEnv), args.config()?, cancel).await?;
+    let led = muster_controllers::run(args.client().await?, Arc::new(SystemEnv), args.config()?, cancel).await;
     signals.abort();
-    Ok(())
+    Ok(led?)
 }

@@ -18,10 +18,14 @@ use serde_json::json;
 use super::offers::concerns_allocation;
 use super::snapshot::{may_have, snapshot, wants_placement};
 use crate::Config;
+use crate::runtime::object::created;
 use crate::runtime::{Action, Change, Context, Id, Kind, Note, Plan, Planner, Severity, View, Write};
 
 /// So many statuses are written in one pass; the others follow in the next.
-const WRITES_MAX: usize = 64;
+const WRITES_MAX: usize = 32;
+
+/// A task that has waited for less is not told that it waits; most are placed by then.
+const PATIENCE: Span = Span::from_secs(1);
 
 /// When a pass has not written all, the next one comes so soon.
 const NEXT: Span = Span::from_millis(50);
@@ -65,8 +69,13 @@ impl Planner for Reasons {
             };
             // What has an offer is about to leave; it keeps the reason that it has.
             let settled = matches!(found.verdict, Verdict::Offered) && has_reason(task);
-            if !settled {
+            let patient = later(created(&task.metadata), PATIENCE);
+            if settled {
+                continue;
+            } else if found.reason().is_stall() || patient <= context.now {
                 changes.push((task.as_ref(), found.reason(), found.message));
+            } else {
+                plan.wake_by(patient);
             }
         }
         let left_out = left_out(view);
@@ -80,7 +89,7 @@ impl Planner for Reasons {
             .filter_map(|(task, reason, message)| tell(task, reason, message));
         plan.writes.extend(writes.by_ref().take(WRITES_MAX));
         if writes.next().is_some() {
-            plan.wake_by(soon(context.now));
+            plan.wake_by(later(context.now, NEXT));
         }
         report
             .problems
@@ -91,8 +100,8 @@ impl Planner for Reasons {
     }
 }
 
-fn soon(now: Timestamp) -> Timestamp {
-    now.checked_add(NEXT.signed()).unwrap_or(Timestamp::MAX)
+fn later(at: Timestamp, span: Span) -> Timestamp {
+    at.checked_add(span.signed()).unwrap_or(Timestamp::MAX)
 }
 
 fn has_reason(task: &Task) -> bool {
@@ -227,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn a_task_is_told_that_it_waits_only_after_a_while() {
+        let waiting = |seconds| {
+            let cluster = Cluster::default()
+                .agent("a1", 1)
+                .task("busy", |task| task.cpus(1).running("a1"));
+            cluster.task("t1", |task| task.cpus(1).created(seconds)).view()
+        };
+        assert_eq!(told(&waiting(0)), []);
+        let plan = Reasons::new(&Config::default()).plan(&(), &waiting(0), &Context::at(now()));
+        assert_eq!(plan.wake, Some(at(1)));
+        assert_eq!(told(&waiting(-1)), [("t1".into(), "WaitingForResources".into(), true)]);
+    }
+
+    #[test]
     fn many_waiting_tasks_are_told_a_part_at_a_time() {
         let mut cluster = Cluster::default().agent("a1", 1);
         for index in 0..WRITES_MAX + 6 {
@@ -235,6 +258,6 @@ mod tests {
         let view = cluster.view();
         assert_eq!(told(&view).len(), WRITES_MAX);
         let plan = Reasons::new(&Config::default()).plan(&(), &view, &Context::at(now()));
-        assert_eq!(plan.wake, Some(soon(now())));
+        assert_eq!(plan.wake, Some(later(now(), NEXT)));
     }
 }

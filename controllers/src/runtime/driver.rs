@@ -96,8 +96,8 @@ struct Driver<P: Planner> {
 /// What became of the plan of one key.
 #[derive(Default)]
 struct Fate {
-    refused: bool,
-    later: bool,
+    failed: bool,
+    outdated: bool,
     after: Option<Duration>,
 }
 
@@ -137,24 +137,29 @@ impl<P: Planner> Driver<P> {
             let fate = &mut fates[owner];
             match outcome {
                 Outcome::Done(revision) => highest = highest.max(revision.unwrap_or_default()),
-                Outcome::Skipped(error) => tracing::debug!(%error, "skipped"),
+                Outcome::Skipped(error) => {
+                    tracing::debug!(%error, "skipped");
+                    fate.outdated = true;
+                }
                 Outcome::Fenced => return Some(Ended::Fenced),
                 Outcome::Later(error) => {
                     tracing::debug!(%error, "later");
-                    fate.later = true;
+                    fate.failed = true;
                     if let muster_client::Error::Retryable { after, .. } = error {
                         fate.after = fate.after.max(after);
                     }
                 }
                 Outcome::Refused(error) => {
                     tracing::warn!(%error, planner = P::NAME, "refused");
-                    fate.refused = true;
+                    fate.failed = true;
                 }
             }
         }
         for (key, fate) in keys.into_iter().zip(fates) {
-            if fate.refused || fate.later {
+            if fate.failed {
                 self.queue.failed(key, fate.after);
+            } else if fate.outdated {
+                self.queue.outdated(key);
             } else {
                 self.queue.succeeded(&key);
             }

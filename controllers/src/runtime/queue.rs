@@ -1,7 +1,8 @@
 //! What a driver has to look at, and when.
 //!
 //! A key is in the queue at most once, at the earliest time it was asked for. A key that failed comes back after a delay that
-//! doubles each time; until then nothing wakes it. Bounded by the number of keys. Time is tokio's.
+//! doubles each time; until then nothing wakes it. A key whose view was old is woken by what it lacked, and, should that not
+//! come, by a delay of its own. Bounded by the number of keys. Time is tokio's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,10 +16,14 @@ pub const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 /// The longest delay of a key that fails again and again.
 pub const BACKOFF_MOST: Duration = Duration::from_secs(10);
 
+/// The first delay of a key whose view was old; longer than the watch takes to bring what it lacked.
+pub const OUTDATED_FIRST: Duration = Duration::from_millis(100);
+
 struct State<K> {
     due: BTreeMap<K, (Instant, u64)>,
     order: BTreeSet<(Instant, u64, K)>,
     failures: BTreeMap<K, (u32, Instant)>,
+    outdated: BTreeMap<K, u32>,
     sequence: u64,
 }
 
@@ -36,6 +41,7 @@ impl<K: Ord + Clone> Queue<K> {
             due: BTreeMap::new(),
             order: BTreeSet::new(),
             failures: BTreeMap::new(),
+            outdated: BTreeMap::new(),
             sequence: 0,
         };
         Queue {
@@ -89,9 +95,22 @@ impl<K: Ord + Clone> Queue<K> {
         self.wake_at(key, until);
     }
 
-    /// The key did not fail; its next delay is the first again.
+    /// The view was old for what was planned: look again when something changes, or after a while.
+    pub fn outdated(&self, key: K) {
+        let mut state = self.lock();
+        state.failures.remove(&key);
+        let count = state.outdated.entry(key.clone()).or_default();
+        let delay = OUTDATED_FIRST.saturating_mul(1 << (*count).min(16)).min(BACKOFF_MOST);
+        *count += 1;
+        drop(state);
+        self.wake_at(key, Instant::now() + delay);
+    }
+
+    /// The key did not fail; its next delays are the first again.
     pub fn succeeded(&self, key: &K) {
-        self.lock().failures.remove(key);
+        let mut state = self.lock();
+        state.failures.remove(key);
+        state.outdated.remove(key);
     }
 
     /// How often the key failed in a row.
@@ -209,6 +228,23 @@ mod tests {
         queue.wake(1);
         assert_eq!(queue.next(1).await, [1]);
         assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_with_an_old_view_is_woken_by_changes_and_comes_back_without() {
+        let start = Instant::now();
+        let queue = Queue::new(Duration::ZERO);
+        queue.outdated(1);
+        queue.wake(1);
+        assert_eq!(queue.next(1).await, [1]);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        queue.outdated(1);
+        assert_eq!(queue.next(1).await, [1]);
+        assert_eq!(start.elapsed(), 2 * OUTDATED_FIRST);
+        queue.succeeded(&1);
+        queue.outdated(1);
+        assert_eq!(queue.next(1).await, [1]);
+        assert_eq!(start.elapsed(), 3 * OUTDATED_FIRST);
     }
 
     #[tokio::test(start_paused = true)]
