@@ -63,9 +63,6 @@ pub const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Events of the view that may wait for the agent's loop; more keep the connection waiting. A hundred tasks of one accept fit twice.
 pub const VIEW_EVENTS: usize = 256;
 
-/// Answers of jobs that may wait for the agent's loop: all that can be under way at once.
-pub const JOB_ANSWERS: usize = RUNTIME_JOBS + REPORT_JOBS;
-
 /// How long an agent that was told to stop waits for what it has begun.
 pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
