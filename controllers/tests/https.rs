@@ -61,10 +61,10 @@ async fn a_task_finishes_when_everybody_is_somewhere_else() {
         while phase != Phase::Finished {
             let line = lines.next().await.expect("more").expect("a line");
             if let WatchLine::Snapshot { changes, .. } | WatchLine::Batch { changes, .. } = line {
-                let tasks = changes
+                let mut tasks = changes
                     .into_iter()
                     .map(|change| serde_json::from_value::<Task>(change.object));
-                phase = tasks.last().map_or(phase, |task| task.expect("a task").phase());
+                phase = tasks.next_back().map_or(phase, |task| task.expect("a task").phase());
             }
         }
     };

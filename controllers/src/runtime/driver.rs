@@ -26,6 +26,9 @@ const BATCH: usize = 32;
 /// The grain of tokio's timers.
 const GRAIN: Duration = Duration::from_millis(1);
 
+/// Plans that take longer than this are made less often: planning takes at most half of the time then.
+const PLANNING_LONG: Duration = Duration::from_millis(10);
+
 /// A plan that took longer than this is waited for as if it had taken this.
 const PLANNING_MAX: Duration = Duration::from_millis(250);
 
@@ -128,8 +131,7 @@ impl<P: Planner> Driver<P> {
             writes.extend(plan.writes);
         }
         drop(view);
-        // Planning takes at most half of the time: the larger the cluster, the more changes go into one plan.
-        let next = started + started.elapsed().min(PLANNING_MAX) * 2;
+        let planning = started.elapsed();
         let outcomes = self.executor.apply(writes).await;
         let mut fates: Vec<Fate> = keys.iter().map(|_| Fate::default()).collect();
         let mut highest = 0;
@@ -165,8 +167,9 @@ impl<P: Planner> Driver<P> {
             }
         }
         self.barrier(highest).await;
-        if next > Instant::now() + GRAIN {
-            tokio::time::sleep_until(next).await;
+        if planning > PLANNING_LONG {
+            // The larger the cluster, the more changes go into one plan.
+            tokio::time::sleep_until(started + planning.min(PLANNING_MAX) * 2).await;
         }
         None
     }
