@@ -6,6 +6,8 @@
 //! object's content, which belongs in the kind's own `validate`. Tested below: against the types, and in `openapi` against
 //! the golden document.
 
+mod core;
+
 use std::sync::Arc;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -40,11 +42,11 @@ const VERBS_OFFER: [&str; 4] = ["delete", "get", "list", "watch"];
 /// Every kind that is served, in the order of discovery.
 pub fn resources() -> Vec<Resource> {
     vec![
-        core::<ConfigMap>(CONFIG_MAP),
-        core::<CoreEvent>(CORE_EVENT),
-        core::<Namespace>(NAMESPACE),
-        core::<Event>(EVENT),
-        core::<Lease>(LEASE),
+        core::of::<ConfigMap>(core::CONFIG_MAP),
+        core::of::<CoreEvent>(core::CORE_EVENT),
+        core::of::<Namespace>(core::NAMESPACE),
+        core::of::<Event>(core::EVENT),
+        core::of::<Lease>(core::LEASE),
         muster(Agent::crd(), &VERBS, &[("offers", "AgentOffers", "create")]),
         muster(Framework::crd(), &VERBS, &[]),
         muster(
@@ -127,192 +129,6 @@ fn column(value: &Value) -> Column {
             .as_i64()
             .and_then(|priority| i32::try_from(priority).ok())
             .unwrap_or(0),
-    }
-}
-
-/// What the type of a Kubernetes kind does not say about it.
-struct Core {
-    plural: &'static str,
-    singular: &'static str,
-    short_names: &'static [&'static str],
-    namespaced: bool,
-    status: bool,
-    renew: bool,
-    /// Title, type, path, priority.
-    columns: &'static [(&'static str, &'static str, &'static str, i32)],
-    selectable: &'static [&'static str],
-}
-
-const AGE: (&str, &str, &str, i32) = ("Age", "date", ".metadata.creationTimestamp", 0);
-
-const NAMESPACE: Core = Core {
-    plural: "namespaces",
-    singular: "namespace",
-    short_names: &["ns"],
-    namespaced: false,
-    status: true,
-    renew: false,
-    columns: &[("Status", "string", ".status.phase", 0), AGE],
-    selectable: &["status.phase"],
-};
-
-const CONFIG_MAP: Core = Core {
-    plural: "configmaps",
-    singular: "configmap",
-    short_names: &["cm"],
-    namespaced: true,
-    status: false,
-    renew: false,
-    columns: &[("Data", "integer", "#.data #.binaryData", 0), AGE],
-    selectable: &[],
-};
-
-const LEASE: Core = Core {
-    plural: "leases",
-    singular: "lease",
-    short_names: &[],
-    namespaced: true,
-    status: false,
-    renew: true,
-    columns: &[("Holder", "string", ".spec.holderIdentity", 0), AGE],
-    selectable: &[],
-};
-
-const CORE_EVENT: Core = Core {
-    plural: "events",
-    singular: "event",
-    short_names: &["ev"],
-    namespaced: true,
-    status: false,
-    renew: false,
-    columns: &[
-        (
-            "Last Seen",
-            "date",
-            ".series.lastObservedTime|.lastTimestamp|.eventTime|.metadata.creationTimestamp",
-            0,
-        ),
-        ("Type", "string", ".type", 0),
-        ("Reason", "string", ".reason", 0),
-        ("Object", "string", "{.involvedObject.kind}/{.involvedObject.name}", 0),
-        ("Source", "string", ".source.component|.reportingComponent", 1),
-        ("Message", "string", ".message", 0),
-        (
-            "First Seen",
-            "date",
-            ".firstTimestamp|.eventTime|.metadata.creationTimestamp",
-            1,
-        ),
-        ("Count", "integer", ".series.count|.count", 1),
-        ("Name", "string", ".metadata.name", 1),
-    ],
-    selectable: &[
-        "involvedObject.apiVersion",
-        "involvedObject.fieldPath",
-        "involvedObject.kind",
-        "involvedObject.name",
-        "involvedObject.namespace",
-        "involvedObject.resourceVersion",
-        "involvedObject.uid",
-        "reason",
-        "reportingComponent",
-        "source",
-        "type",
-    ],
-};
-
-const EVENT: Core = Core {
-    plural: "events",
-    singular: "event",
-    short_names: &["ev"],
-    namespaced: true,
-    status: false,
-    renew: false,
-    columns: &[
-        (
-            "Last Seen",
-            "date",
-            ".series.lastObservedTime|.deprecatedLastTimestamp|.eventTime|.metadata.creationTimestamp",
-            0,
-        ),
-        ("Type", "string", ".type", 0),
-        ("Reason", "string", ".reason", 0),
-        ("Object", "string", "{.regarding.kind}/{.regarding.name}", 0),
-        (
-            "Source",
-            "string",
-            ".reportingController|.deprecatedSource.component",
-            1,
-        ),
-        ("Message", "string", ".note", 0),
-        (
-            "First Seen",
-            "date",
-            ".deprecatedFirstTimestamp|.eventTime|.metadata.creationTimestamp",
-            1,
-        ),
-        ("Count", "integer", ".series.count|.deprecatedCount", 1),
-        ("Name", "string", ".metadata.name", 1),
-    ],
-    selectable: &[
-        "reason",
-        "regarding.apiVersion",
-        "regarding.fieldPath",
-        "regarding.kind",
-        "regarding.name",
-        "regarding.namespace",
-        "regarding.resourceVersion",
-        "regarding.uid",
-        "reportingController",
-        "type",
-    ],
-};
-
-/// A kind of Kubernetes', as `k8s-openapi` describes it.
-fn core<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource {
-    let own = || (K::GROUP.to_owned(), K::VERSION.to_owned(), K::KIND.to_owned());
-    let mut subresources = Vec::new();
-    if about.status {
-        subresources.push(Subresource {
-            name: "status",
-            response: own(),
-            verbs: vec!["get", "patch", "update"],
-        });
-    }
-    if about.renew {
-        subresources.push(Subresource {
-            name: "renew",
-            response: own(),
-            verbs: vec!["create"],
-        });
-    }
-    let schema = tidy(schema_of::<K>());
-    Resource {
-        group: K::GROUP.to_owned(),
-        version: K::VERSION.to_owned(),
-        kind: K::KIND.to_owned(),
-        plural: about.plural.to_owned(),
-        singular: about.singular.to_owned(),
-        short_names: about.short_names.iter().map(|name| (*name).to_owned()).collect(),
-        categories: Vec::new(),
-        namespaced: about.namespaced,
-        verbs: VERBS.to_vec(),
-        subresources,
-        compiled: compile(&schema),
-        schema,
-        columns: about
-            .columns
-            .iter()
-            .map(|(name, kind, json_path, priority)| Column {
-                name: (*name).to_owned(),
-                kind: (*kind).to_owned(),
-                format: String::new(),
-                description: String::new(),
-                json_path: (*json_path).to_owned(),
-                priority: *priority,
-            })
-            .collect(),
-        selectable: about.selectable.iter().map(|field| (*field).to_owned()).collect(),
     }
 }
 

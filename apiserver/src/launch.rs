@@ -174,6 +174,11 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> LaunchError + '_ {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use http::{Request, StatusCode};
+    use muster_api::env::SystemEnv;
+    use tower::ServiceExt;
+
     use super::*;
 
     #[test]
@@ -183,5 +188,52 @@ mod tests {
         check("0.0.0.0:2", "https://127.0.0.1:2");
         check("[::]:3", "https://[::1]:3");
         check("10.0.0.1:4", "https://10.0.0.1:4");
+    }
+
+    async fn ask(running: &Running, method: &str, path: &str, body: &'static str) -> StatusCode {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("authorization", format!("Bearer {}", running.access.token))
+            .body(Body::from(body))
+            .unwrap();
+        running.router.clone().oneshot(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn a_restarted_server_knows_its_objects_and_its_clients() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            data_dir: directory.path().join("data"),
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            names: Vec::new(),
+        };
+        let mut known: Option<Access> = None;
+        for expect in [StatusCode::NOT_FOUND, StatusCode::OK] {
+            let stop = CancellationToken::new();
+            let store = open_store(&options.data_dir, &SystemEnv).unwrap();
+            let running = start(&options, store, Arc::new(SystemEnv), stop.clone()).await.unwrap();
+            assert_eq!(ask(&running, "GET", "/api/v1/namespaces/mine", "").await, expect);
+            if let Some(known) = &known {
+                assert_eq!(
+                    (&running.access.token, &running.access.ca_pem),
+                    (&known.token, &known.ca_pem)
+                );
+            } else {
+                let body = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mine"}}"#;
+                assert_eq!(
+                    ask(&running, "POST", "/api/v1/namespaces", body).await,
+                    StatusCode::CREATED
+                );
+                known = Some(running.access.clone());
+            }
+            let second = open_store(&options.data_dir, &SystemEnv);
+            assert!(
+                matches!(second, Err(LaunchError::Store(_))),
+                "one process at a time has the store"
+            );
+            stop.cancel();
+            running.serving.stopped().await;
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! The `kubectl` on the PATH must be there; others beside it or on the PATH, named `kubectl.SOMETHING`, are found too, and of
 //! those the oldest and the newest are used as well. More can be named in `MUSTER_KUBECTL`, separated by colons.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -267,6 +269,18 @@ async fn objects_are_created_shown_changed_and_deleted() {
                 .ok("get tasks -o name --field-selector status.phase=Running")
                 .await,
             ""
+        );
+
+        let mut edit = kubectl.command(&["edit", "task", "hello"]);
+        let edited = edit
+            .env("KUBE_EDITOR", "sed -i s/team:.ml/team:\\ other/")
+            .output()
+            .await
+            .unwrap();
+        assert!(edited.status.success(), "{}", String::from_utf8_lossy(&edited.stderr));
+        assert_eq!(
+            kubectl.ok("get tasks -l team=other -o name").await,
+            "task.muster.dev/hello\n"
         );
 
         let description = kubectl.ok("describe task hello").await;

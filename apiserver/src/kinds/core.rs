@@ -1,0 +1,192 @@
+//! The Kubernetes kinds around ours, and what their types do not say about them.
+
+use schemars::JsonSchema;
+
+use super::{VERBS, compile, schema_of, tidy};
+use crate::resource::{Column, Resource, Subresource};
+
+/// What the type of a Kubernetes kind does not say about it.
+pub(super) struct Core {
+    plural: &'static str,
+    singular: &'static str,
+    short_names: &'static [&'static str],
+    namespaced: bool,
+    status: bool,
+    renew: bool,
+    /// Title, type, path, priority.
+    columns: &'static [(&'static str, &'static str, &'static str, i32)],
+    selectable: &'static [&'static str],
+}
+
+const AGE: (&str, &str, &str, i32) = ("Age", "date", ".metadata.creationTimestamp", 0);
+
+pub(super) const NAMESPACE: Core = Core {
+    plural: "namespaces",
+    singular: "namespace",
+    short_names: &["ns"],
+    namespaced: false,
+    status: true,
+    renew: false,
+    columns: &[("Status", "string", ".status.phase", 0), AGE],
+    selectable: &["status.phase"],
+};
+
+pub(super) const CONFIG_MAP: Core = Core {
+    plural: "configmaps",
+    singular: "configmap",
+    short_names: &["cm"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[("Data", "integer", "#.data #.binaryData", 0), AGE],
+    selectable: &[],
+};
+
+pub(super) const LEASE: Core = Core {
+    plural: "leases",
+    singular: "lease",
+    short_names: &[],
+    namespaced: true,
+    status: false,
+    renew: true,
+    columns: &[("Holder", "string", ".spec.holderIdentity", 0), AGE],
+    selectable: &[],
+};
+
+pub(super) const CORE_EVENT: Core = Core {
+    plural: "events",
+    singular: "event",
+    short_names: &["ev"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[
+        (
+            "Last Seen",
+            "date",
+            ".series.lastObservedTime|.lastTimestamp|.eventTime|.metadata.creationTimestamp",
+            0,
+        ),
+        ("Type", "string", ".type", 0),
+        ("Reason", "string", ".reason", 0),
+        ("Object", "string", "{.involvedObject.kind}/{.involvedObject.name}", 0),
+        ("Source", "string", ".source.component|.reportingComponent", 1),
+        ("Message", "string", ".message", 0),
+        (
+            "First Seen",
+            "date",
+            ".firstTimestamp|.eventTime|.metadata.creationTimestamp",
+            1,
+        ),
+        ("Count", "integer", ".series.count|.count", 1),
+        ("Name", "string", ".metadata.name", 1),
+    ],
+    selectable: &[
+        "involvedObject.apiVersion",
+        "involvedObject.fieldPath",
+        "involvedObject.kind",
+        "involvedObject.name",
+        "involvedObject.namespace",
+        "involvedObject.resourceVersion",
+        "involvedObject.uid",
+        "reason",
+        "reportingComponent",
+        "source",
+        "type",
+    ],
+};
+
+pub(super) const EVENT: Core = Core {
+    plural: "events",
+    singular: "event",
+    short_names: &["ev"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[
+        (
+            "Last Seen",
+            "date",
+            ".series.lastObservedTime|.deprecatedLastTimestamp|.eventTime|.metadata.creationTimestamp",
+            0,
+        ),
+        ("Type", "string", ".type", 0),
+        ("Reason", "string", ".reason", 0),
+        ("Object", "string", "{.regarding.kind}/{.regarding.name}", 0),
+        (
+            "Source",
+            "string",
+            ".reportingController|.deprecatedSource.component",
+            1,
+        ),
+        ("Message", "string", ".note", 0),
+        (
+            "First Seen",
+            "date",
+            ".deprecatedFirstTimestamp|.eventTime|.metadata.creationTimestamp",
+            1,
+        ),
+        ("Count", "integer", ".series.count|.deprecatedCount", 1),
+        ("Name", "string", ".metadata.name", 1),
+    ],
+    selectable: &[
+        "reason",
+        "regarding.apiVersion",
+        "regarding.fieldPath",
+        "regarding.kind",
+        "regarding.name",
+        "regarding.namespace",
+        "regarding.resourceVersion",
+        "regarding.uid",
+        "reportingController",
+        "type",
+    ],
+};
+
+/// A kind of Kubernetes', as `k8s-openapi` describes it.
+pub(super) fn of<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource {
+    let own = || (K::GROUP.to_owned(), K::VERSION.to_owned(), K::KIND.to_owned());
+    let mut subresources = Vec::new();
+    if about.status {
+        subresources.push(Subresource {
+            name: "status",
+            response: own(),
+            verbs: vec!["get", "patch", "update"],
+        });
+    }
+    if about.renew {
+        subresources.push(Subresource {
+            name: "renew",
+            response: own(),
+            verbs: vec!["create"],
+        });
+    }
+    let schema = tidy(schema_of::<K>());
+    Resource {
+        group: K::GROUP.to_owned(),
+        version: K::VERSION.to_owned(),
+        kind: K::KIND.to_owned(),
+        plural: about.plural.to_owned(),
+        singular: about.singular.to_owned(),
+        short_names: about.short_names.iter().map(|name| (*name).to_owned()).collect(),
+        categories: Vec::new(),
+        namespaced: about.namespaced,
+        verbs: VERBS.to_vec(),
+        subresources,
+        compiled: compile(&schema),
+        schema,
+        columns: about
+            .columns
+            .iter()
+            .map(|(name, kind, json_path, priority)| Column {
+                name: (*name).to_owned(),
+                kind: (*kind).to_owned(),
+                format: String::new(),
+                description: String::new(),
+                json_path: (*json_path).to_owned(),
+                priority: *priority,
+            })
+            .collect(),
+        selectable: about.selectable.iter().map(|field| (*field).to_owned()).collect(),
+    }
+}
