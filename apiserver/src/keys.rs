@@ -11,6 +11,8 @@ use crate::resource::Resource;
 pub const NO_NAMESPACE: &str = "_";
 /// What all objects' keys begin with.
 pub const OBJECTS: &str = "objects/";
+/// What all ledgers' keys begin with.
+pub const LEDGERS: &str = "ledger/";
 
 fn group(resource: &Resource) -> &str {
     if resource.group.is_empty() {
@@ -41,7 +43,12 @@ pub fn object(resource: &Resource, namespace: &str, name: &str) -> Key {
 
 /// The key whose writes say that an agent gave something out or got it back.
 pub fn ledger(agent: &str) -> Key {
-    Key::new(format!("ledger/{agent}"))
+    Key::new(format!("{LEDGERS}{agent}"))
+}
+
+/// Whether a key is that of a ledger.
+pub fn is_ledger(key: &Key) -> bool {
+    key.as_str().starts_with(LEDGERS)
 }
 
 /// The key of a lease.

@@ -115,16 +115,19 @@ impl State {
         Ok(Outcome::Lost(failed))
     }
 
-    /// Whether a transaction that the store did not acknowledge has happened: what it puts is unique, by uid or version.
+    /// Whether a transaction that the store did not acknowledge has happened: every object that it puts is there as it was put
+    /// (unique by uid or by what changed), every key that it deletes is gone. Ledgers say nothing, their content is always the same.
     async fn landed(&self, txn: &Txn) -> Result<Option<Revision>> {
-        let Some(first) = txn.ops.first() else {
-            return Ok(None);
-        };
-        let entry = self.store.get(first.key()).await?;
-        match (first, entry) {
-            (Op::Put { value, .. }, Some(entry)) if entry.value == *value => Ok(Some(entry.mod_revision)),
-            (Op::Delete { .. }, None) => Ok(Some(self.store.revision().await?)),
-            _ => Ok(None),
+        let mut revision = None;
+        for op in txn.ops.iter().filter(|op| !crate::keys::is_ledger(op.key())) {
+            let entry = self.store.get(op.key()).await?;
+            let at = match (op, entry) {
+                (Op::Put { value, .. }, Some(entry)) if entry.value == *value => entry.mod_revision,
+                (Op::Delete { .. }, None) => self.store.revision().await?,
+                _ => return Ok(None),
+            };
+            revision = revision.max(Some(at));
         }
+        Ok(revision)
     }
 }

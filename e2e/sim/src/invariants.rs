@@ -92,6 +92,11 @@ impl Checker {
         }
         self.revision = revision;
         for change in changes {
+            let value = change
+                .current
+                .as_ref()
+                .map(|entry| String::from_utf8_lossy(&entry.value));
+            tracing::trace!(revision, key = %change.key, ?value);
             self.digest(change.key.as_str().as_bytes());
             self.digest(change.current.as_ref().map_or(&[], |entry| &entry.value));
         }

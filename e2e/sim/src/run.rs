@@ -57,11 +57,14 @@ const EXTERNAL: &str = "mine";
 
 /// Runs a seed.
 pub fn run(options: Options) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    // The order in which tokio wakes several readers of one channel is drawn, too.
+    builder
         .enable_time()
         .start_paused(true)
-        .build();
-    runtime
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(&options.seed.to_le_bytes()));
+    builder
+        .build()
         .expect("a runtime without I/O needs nothing of the system")
         .block_on(simulate(options))
 }

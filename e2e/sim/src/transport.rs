@@ -109,6 +109,7 @@ impl Network {
 /// One component's way to the server.
 #[derive(Clone)]
 pub struct Link {
+    component: String,
     network: Arc<Network>,
     stalled_until: Arc<Mutex<Instant>>,
     /// Replaces this by that in answers: how a component is made to believe something false.
@@ -116,9 +117,10 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link that works.
-    pub fn new(network: &Arc<Network>) -> Link {
+    /// A link that works, of a component with this name.
+    pub fn new(component: String, network: &Arc<Network>) -> Link {
         Link {
+            component,
             network: Arc::clone(network),
             stalled_until: Arc::new(Mutex::new(Instant::now())),
             falsify: None,
@@ -137,7 +139,20 @@ impl Link {
         *self.stalled_until.lock().expect("no one panics with the time") = Instant::now() + time;
     }
 
+    /// Passes a request on, and says so in the log: method, path, and what came of it.
     async fn pass(self, request: Request<Body>) -> Result<Response<Answer>, BoxError> {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let sent = Instant::now();
+        let result = self.clone().carry(request).await;
+        let answer = match &result {
+            Ok(response) => response.status().to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::debug!(component = %self.component, %method, %uri, %answer, took = ?sent.elapsed());
+        result
+    }
+
+    async fn carry(self, request: Request<Body>) -> Result<Response<Answer>, BoxError> {
         let weather = self.network.weather();
         let until = *self.stalled_until.lock().expect("no one panics with the time");
         sleep_until(until).await;
@@ -148,6 +163,11 @@ impl Link {
         let watch = is_watch(&request);
         let (parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
+        let body = if self.falsify.is_some() {
+            without_uid(&body).into()
+        } else {
+            body
+        };
         let again = || {
             let mut request = Request::new(Body::from(body.to_vec()));
             *request.method_mut() = parts.method.clone();
@@ -250,6 +270,17 @@ impl Service<Request<Body>> for Link {
 fn is_watch(request: &Request<Body>) -> bool {
     let query = request.uri().query().unwrap_or_default();
     request.uri().path() == "/muster/v1/watch" || query.contains("watch=true") || query.contains("watch=1")
+}
+
+/// A request of a component that does not know uids.
+fn without_uid(body: &[u8]) -> Vec<u8> {
+    let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(body) else {
+        return body.to_vec();
+    };
+    if let Some(metadata) = value.get_mut("metadata").and_then(|metadata| metadata.as_object_mut()) {
+        metadata.remove("uid");
+    }
+    value.to_string().into_bytes()
 }
 
 /// The revision that the answer to a write names.

@@ -101,7 +101,7 @@ impl World {
         world.restart_server().await;
         for index in 0..shape.controllers {
             world.controllers.push(Controllers {
-                link: Link::new(&world.network),
+                link: Link::new(format!("controllers-{index}"), &world.network),
                 process: None,
             });
             world.restart_controllers(index);
@@ -109,7 +109,7 @@ impl World {
         for index in 0..shape.agents {
             let clock = Arc::clone(&world.env);
             let runtime = FakeRuntime::new(move || clock.now().as_millisecond());
-            let mut link = Link::new(&world.network);
+            let mut link = Link::new(agent_name(index), &world.network);
             if shape.mutant == Some(Mutant::NameForUid) {
                 link = link.falsified(name_for_uid);
             }
@@ -151,7 +151,7 @@ impl World {
 
     /// A user's client, with the rights of an administrator, over a network of its own weather.
     pub fn user(&self) -> Client {
-        Client::in_process(Link::new(&self.network), "admin")
+        Client::in_process(Link::new("user".to_owned(), &self.network), "admin")
     }
 
     /// Ends the server's process, if there is one, and starts it on the same store.
