@@ -1,5 +1,7 @@
 //! Whatever happens in between, a client that lists and then watches sees what the store holds.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::collections::BTreeMap;

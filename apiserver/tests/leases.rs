@@ -210,3 +210,29 @@ async fn an_agent_does_not_decide_whether_it_can_be_reached() {
     assert_eq!(written["metadata"]["generation"], 1, "a status is not what is wanted");
     cluster.server.agent("a2").merge(&path, &own).await.expect(403);
 }
+
+/// Trap 8: one object that a typed client cannot read stops its whole list.
+#[tokio::test(start_paused = true)]
+async fn a_status_of_the_wrong_shape_is_refused() {
+    let cluster = Cluster::new().await;
+    for (status, field) in [
+        (
+            json!({"conditions": [{"type": "Ready", "status": "True"}]}),
+            "status.conditions[0].lastTransitionTime",
+        ),
+        (json!({"capacity": {"cpus": "some"}}), "status.capacity.cpus"),
+        (json!({"reachability": "Perhaps"}), "status.reachability"),
+        (json!({"devices": [{"uuid": "x"}]}), "status.devices[0].model"),
+    ] {
+        let answer = cluster
+            .agent()
+            .merge(&format!("{AGENTS}/a1/status"), &json!({"status": status}))
+            .await;
+        let answer = answer.expect(422);
+        let causes = answer.json["details"]["causes"].as_array().unwrap();
+        assert!(
+            causes.iter().any(|cause| cause["field"] == field),
+            "{field}: {causes:?}"
+        );
+    }
+}

@@ -245,3 +245,138 @@ impl Pool<'_> {
         if found == count { Ok(chosen) } else { Err(found) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_api::device::DeviceHealth;
+    use muster_api::ports::{PortRequest, PortSet};
+    use muster_api::quantity::{ByteSize, Scalar};
+    use muster_api::resources::ResourceRequest;
+    use muster_api::v1::{OfferSpec, OfferedResources, TaskSpec};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn offered(index: usize, cpus: u64, devices: &[u8], ports: PortSet) -> Offered {
+        let devices: Vec<Device> = devices
+            .iter()
+            .map(|number| Device {
+                uuid: format!("GPU-{index}-{number}"),
+                model: "H100".to_owned(),
+                memory: ByteSize::from_mib(1),
+                compute_capability: None,
+                numa_node: None,
+                health: DeviceHealth::Healthy,
+            })
+            .collect();
+        let spec = OfferSpec {
+            framework: "f".to_owned(),
+            role: "r".to_owned(),
+            agent: "a".to_owned(),
+            resources: OfferedResources {
+                cpus: Scalar::from_milli(cpus),
+                memory: ByteSize::from_mib(100),
+                disk: ByteSize::from_mib(100),
+                gpus: devices.len() as u32,
+                ports,
+            },
+            devices,
+            attributes: BTreeMap::new(),
+            expires_at: muster_api::Time(Timestamp::MAX),
+        };
+        Offered {
+            name: format!("o{index}"),
+            offer: Offer::new("o", spec),
+        }
+    }
+
+    fn asked(index: usize, cpus: u64, gpus: u64, ports: u32) -> Asked {
+        let spec = TaskSpec {
+            framework: "f".to_owned(),
+            role: Some("r".to_owned()),
+            command: vec!["x".to_owned()],
+            resources: ResourceRequest {
+                cpus: Scalar::from_milli(cpus),
+                gpus: Scalar::from_milli(gpus),
+                ports: PortRequest::Count(ports),
+                ..ResourceRequest::default()
+            },
+            ..TaskSpec::default()
+        };
+        Asked {
+            place: format!("launch[{index}]"),
+            task: Task::new(&format!("t{index}"), spec),
+            exists: false,
+        }
+    }
+
+    fn any_offers() -> impl Strategy<Value = Vec<Offered>> {
+        let one = (0u64..4000, prop::collection::btree_set(0u8..4, 0..4), 0u16..5);
+        prop::collection::vec(one, 1..4).prop_map(|offers| {
+            let offers = offers.into_iter().enumerate();
+            offers
+                .map(|(index, (cpus, devices, ports))| {
+                    let base = 100 * (index as u16 + 1);
+                    let devices: Vec<u8> = devices.into_iter().collect();
+                    offered(index, cpus, &devices, PortSet::from_ports(base..base + ports))
+                })
+                .collect()
+        })
+    }
+
+    fn any_tasks() -> impl Strategy<Value = Vec<Asked>> {
+        let gpus = prop_oneof![3 => Just(0u64), 3 => Just(1000), 1 => Just(2000), 1 => Just(500)];
+        let one = (0u64..1500, gpus, 0u32..3);
+        prop::collection::vec(one, 1..6).prop_map(|tasks| {
+            let tasks = tasks.into_iter().enumerate();
+            tasks
+                .map(|(index, (cpus, gpus, ports))| asked(index, cpus, gpus, ports))
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn tasks_never_get_more_than_the_offers_hold(offers in any_offers(), tasks in any_tasks()) {
+            let total = offers.iter().try_fold(Bundle::default(), |sum, offered| sum.checked_add(&offered.offer.bundle()));
+            let total = total.expect("the offers are disjoint");
+            match accept(&offers, &tasks, Timestamp::UNIX_EPOCH) {
+                Ok(placed) => {
+                    prop_assert_eq!(placed.len(), tasks.len());
+                    let mut given = Bundle::default();
+                    for (placed, asked) in placed.iter().zip(&tasks) {
+                        match placed {
+                            Placed::Bound(bundle) => {
+                                prop_assert_eq!(Some(bundle.amounts()), asked.task.spec.resources.amounts());
+                                given = given.checked_add(bundle).expect("nothing is given twice");
+                            }
+                            Placed::Impossible(_) => prop_assert_eq!(asked.task.spec.resources.gpus.units(), None),
+                        }
+                    }
+                    prop_assert!(total.contains(&given));
+                }
+                Err(error) => {
+                    prop_assert_eq!(error.code.as_u16(), 422);
+                    let wanted = tasks.iter().filter_map(|asked| asked.task.spec.resources.amounts());
+                    let sum = wanted.fold(Amounts::ZERO, |sum, amounts| sum.checked_add(&amounts).expect("small"));
+                    prop_assert!(!total.amounts().contains(&sum), "what fits is not refused");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_lowest_devices_and_ports_are_taken_first() {
+        let offers = [
+            offered(1, 1000, &[2, 0], PortSet::from_ports([7, 5])),
+            offered(0, 1000, &[3], PortSet::from_ports([6])),
+        ];
+        let placed = accept(&offers, &[asked(0, 2000, 2000, 2)], Timestamp::UNIX_EPOCH).expect("it fits");
+        let Placed::Bound(bundle) = &placed[0] else {
+            panic!("{placed:?}");
+        };
+        assert_eq!(bundle.devices.iter().collect::<Vec<_>>(), ["GPU-0-3", "GPU-1-0"]);
+        assert_eq!(bundle.ports.to_string(), "5-6");
+        assert_eq!(bundle.cpus, Scalar::from_units(2), "several offers add up");
+    }
+}

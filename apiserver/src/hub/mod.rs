@@ -72,8 +72,12 @@ pub struct Position {
 impl Hub {
     /// Lists the store. Nothing is followed until [`follow`](Hub::follow) runs.
     pub async fn start(store: &dyn Store, kinds: Vec<HubKind>) -> Result<Hub, muster_store::Error> {
+        Hub::bounded(store, kinds, limits::RING_EVENTS).await
+    }
+
+    async fn bounded(store: &dyn Store, kinds: Vec<HubKind>, events: usize) -> Result<Hub, muster_store::Error> {
         let listing = store.list(&Prefix::new(""), Page::default()).await?;
-        let ring = || Ring::new(listing.revision, limits::RING_EVENTS, limits::RING_BYTES);
+        let ring = || Ring::new(listing.revision, events, limits::RING_BYTES);
         let mut state = HubState::new(kinds.len(), ring());
         state.begin(&kinds, &listing.entries, ring(), listing.revision);
         let touched = kinds.iter().map(|_| watch::Sender::new(listing.revision)).collect();
@@ -270,5 +274,118 @@ impl Hub {
     pub fn ring_size(&self) -> (usize, usize) {
         let state = self.read();
         (state.ring.len(), state.ring.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_store::{Compare, MemoryStore, Op, Txn};
+    use serde_json::json;
+
+    use super::*;
+    use crate::resource::Resource;
+
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+
+    fn config_maps() -> Resource {
+        let found = crate::kinds::resources()
+            .into_iter()
+            .find(|resource| resource.plural == "configmaps");
+        found.expect("config maps are served")
+    }
+
+    async fn write(store: &dyn Store, name: &str, on: bool) -> Revision {
+        let key = crate::keys::object(&config_maps(), "d", name);
+        let entry = store.get(&key).await.unwrap();
+        let object = json!({"metadata": {"name": name, "labels": {"on": on.to_string()}}});
+        let object = object.as_object().cloned().unwrap();
+        let txn = Txn {
+            compares: vec![Compare::modified(
+                key.clone(),
+                entry.map_or(0, |entry| entry.mod_revision),
+            )],
+            ops: vec![Op::put(key, encode("v1", "ConfigMap", object))],
+        };
+        store.commit(txn).await.unwrap()
+    }
+
+    async fn started(events: usize) -> (Arc<dyn Store>, Hub) {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let hub = Hub::bounded(&*store, vec![HubKind::new(&config_maps())], events)
+            .await
+            .unwrap();
+        let (following, source) = (hub.clone(), store.clone());
+        tokio::spawn(async move { following.follow(source).await });
+        (store, hub)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_too_slow_is_told_so() {
+        let (store, hub) = started(4).await;
+        let (_, mut slow) = hub.list_and_position(&[], &Filter::all(None));
+        let mut quick = slow;
+        let mut newest = 0;
+        for _ in 0..5 {
+            newest = write(&*store, "a", true).await;
+            hub.reach(newest, Duration::from_secs(1)).await.unwrap();
+            let (events, more) = hub.advance(&mut quick, &[KindId(0)], 10).unwrap();
+            assert_eq!((events.len(), more, quick.revision), (1, false, newest));
+        }
+        assert_eq!(
+            hub.advance(&mut slow, &[KindId(0)], 10).unwrap_err(),
+            Left { floor: newest - 4 }
+        );
+        assert!(hub.position(newest - 4).is_ok() && hub.position(newest - 5).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_past_is_the_present_with_its_events_undone() {
+        let (store, hub) = started(usize::MAX).await;
+        let mut past = Vec::new();
+        let mut state = std::collections::BTreeMap::new();
+        for step in 0..30 {
+            let name = NAMES[step % 3];
+            let key = crate::keys::object(&config_maps(), "d", name);
+            let revision = if step % 7 == 6 && state.contains_key(name) {
+                let txn = Txn {
+                    compares: vec![Compare::modified(key.clone(), state[name])],
+                    ops: vec![Op::delete(key)],
+                };
+                state.remove(name);
+                store.commit(txn).await.unwrap()
+            } else {
+                let revision = write(&*store, name, step % 2 == 0).await;
+                state.insert(name, revision);
+                revision
+            };
+            past.push((revision, state.clone()));
+        }
+        hub.reach(past.last().unwrap().0, Duration::from_secs(1)).await.unwrap();
+        for (revision, state) in past {
+            let found = hub
+                .list_at(KindId(0), &Filter::all(Some("d")), &Part::default(), revision)
+                .unwrap();
+            let found: std::collections::BTreeMap<&str, Revision> = found
+                .objects
+                .iter()
+                .map(|object| (object.name(), object.revision))
+                .collect();
+            assert_eq!(found, state, "at {revision}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever() {
+        let (store, hub) = started(4).await;
+        let newest = write(&*store, "a", true).await;
+        hub.reach(newest, Duration::from_secs(1)).await.unwrap();
+        let error = hub.reach(newest + 1, Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(
+            error,
+            NotReached {
+                wanted: newest + 1,
+                newest
+            }
+        );
     }
 }

@@ -117,3 +117,75 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_store::{Entry, Key};
+
+    use super::*;
+    use crate::hub::kinds::{HubKind, KindId};
+    use crate::hub::object;
+    use crate::kinds;
+
+    fn event(revision: Revision) -> Event {
+        let resource = kinds::resources()
+            .into_iter()
+            .find(|resource| resource.plural == "configmaps")
+            .unwrap();
+        let object = serde_json::json!({"metadata": {"name": "c"}})
+            .as_object()
+            .cloned()
+            .unwrap();
+        let entry = Entry {
+            key: Key::new("objects/core/configmaps/d/c"),
+            value: object::encode("v1", "ConfigMap", object),
+            create_revision: 1,
+            mod_revision: revision,
+            lease: None,
+        };
+        let current = Object::new(KindId(0), &HubKind::new(&resource), &entry).map(Arc::new);
+        Event {
+            revision,
+            before: None,
+            current,
+        }
+    }
+
+    #[test]
+    fn whole_revisions_leave_and_positions_with_them() {
+        let mut ring = Ring::new(10, 4, usize::MAX);
+        assert_eq!((ring.after(10), ring.after(9)), (Some(0), None));
+        let start = ring.end();
+        ring.push(vec![event(11), event(11)]);
+        ring.push(vec![event(12)]);
+        ring.push(vec![event(13)]);
+        assert_eq!(ring.from(start).map(Iterator::count), Some(4));
+        assert_eq!(ring.after(11), Some(2));
+        ring.push(vec![event(14)]);
+        assert_eq!(
+            (ring.len(), ring.floor()),
+            (3, 11),
+            "both events of revision 11 have left"
+        );
+        assert!(ring.from(start).is_none() && ring.from(1).is_none());
+        assert_eq!((ring.after(10), ring.after(11)), (None, Some(2)));
+        assert_eq!(ring.from(ring.end()).map(Iterator::count), Some(0));
+        assert!(ring.from(ring.end() + 1).is_none());
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let one = cost(&event(1));
+        let mut ring = Ring::new(0, usize::MAX, 3 * one);
+        for revision in 1..=10 {
+            ring.push(vec![event(revision)]);
+        }
+        assert_eq!((ring.len(), ring.bytes(), ring.floor()), (3, 3 * one, 7));
+        ring.push((0..5).map(|_| event(11)).collect());
+        assert_eq!(
+            (ring.len(), ring.bytes(), ring.floor()),
+            (0, 0, 11),
+            "one revision that is too much is not kept at all"
+        );
+    }
+}

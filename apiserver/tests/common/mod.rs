@@ -1,6 +1,11 @@
 //! A server in this process: the real router over a store in memory, on one thread and a paused clock.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test binary uses its own part of this, and may panic"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -321,7 +326,11 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn new() -> Cluster {
-        let server = Server::new().await;
+        Cluster::on(Arc::new(MemoryStore::new())).await
+    }
+
+    pub async fn on(store: Arc<dyn Store>) -> Cluster {
+        let server = Server::on(store).await;
         let leader = lead(&server).await;
         let presence = join(&server, "a1").await;
         Cluster {
@@ -339,6 +348,19 @@ impl Cluster {
 
     pub fn agent(&self) -> Client<'_> {
         self.server.agent("a1").fenced("muster-agents/a1", &self.presence)
+    }
+
+    /// The controllers go on leading, and the agent stays.
+    pub async fn renew(&self) {
+        let leases = [
+            (self.controllers(), "muster-system", "muster-controllers"),
+            (self.agent(), "muster-agents", "a1"),
+        ];
+        for (client, namespace, name) in leases {
+            client
+                .post(&format!("{LEASES}/{namespace}/leases/{name}/renew"), &json!({}))
+                .await;
+        }
     }
 
     /// Makes offers of the agent a1.
