@@ -16,7 +16,7 @@ pub struct AcceptRequest {
     /// Names of more open offers of the same agent, framework and role, to be used together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub offers: Vec<String>,
-    /// New tasks: objects with `metadata` and `spec`.
+    /// New tasks: objects with `metadata` and `spec`. Framework and role are the offer's when they are not given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub launch: Vec<Value>,
     /// Names of pending tasks of the framework.

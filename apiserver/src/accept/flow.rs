@@ -106,7 +106,7 @@ pub(crate) async fn run(
             .map_err(|error| lost_race(error, attempt))?;
         let launched = match &new {
             Some(launched) => launched,
-            None => new.insert(call.launched(request)?),
+            None => new.insert(call.launched(request, &offers)?),
         };
         let mut items: Vec<Item> = launched.iter().map(|object| call.item(object.clone())).collect();
         items.extend(call.pending(&request.bind).await?);
@@ -217,16 +217,22 @@ impl Call<'_> {
         Ok(offers)
     }
 
-    /// The new tasks, complete and checked; an impossible wish for GPUs is left for later.
-    fn launched(&self, request: &AcceptRequest) -> Result<Vec<Value>> {
+    /// The new tasks, complete and checked; an impossible wish for GPUs is left for later. One that names no framework or no role
+    /// is of the offer's.
+    fn launched(&self, request: &AcceptRequest, offers: &[(Entry, Offered)]) -> Result<Vec<Value>> {
         let params = WriteParams::default();
         let mut objects: Vec<Value> = Vec::new();
         for (index, body) in request.launch.iter().enumerate() {
             let place = format!("launch[{index}]");
-            let body = Decoded {
+            let mut body = Decoded {
                 value: body.clone(),
                 duplicates: Vec::new(),
             };
+            if let (Some((_, offered)), Some(Value::Object(spec))) = (offers.first(), body.value.get_mut("spec")) {
+                let of = &offered.offer.spec;
+                spec.entry("framework").or_insert_with(|| json!(of.framework));
+                spec.entry("role").or_insert_with(|| json!(of.role));
+            }
             if !body.value.is_object() {
                 return Err(refuse(self.name, &place, "Invalid value: must be a task".to_owned()));
             }
