@@ -25,6 +25,8 @@ struct Item<'a> {
     document: &'a Document,
     resource: Resource,
     namespace: String,
+    /// What is sent: the document, with its namespace.
+    object: Value,
 }
 
 /// What happened to an object.
@@ -144,11 +146,18 @@ fn items<'a>(session: &Session, catalogue: &Catalogue, documents: &'a [Document]
             Err(other) => return Err(other),
         };
         match catalogue.of(&document.api_version, &document.kind) {
-            Some(resource) => items.push(Item {
-                document,
-                resource: resource.clone(),
-                namespace,
-            }),
+            Some(resource) => {
+                let mut object = document.object.clone();
+                if resource.namespaced {
+                    object["metadata"]["namespace"] = Value::String(namespace.clone());
+                }
+                items.push(Item {
+                    document,
+                    resource: resource.clone(),
+                    namespace,
+                    object,
+                });
+            }
             None => {
                 let title = format!("the server has no kind `{}` of {}", document.kind, document.api_version);
                 let place = document.node.locate("kind").span;
@@ -305,7 +314,7 @@ impl Server<'_> {
         item: &Item<'_>,
         parameters: &[(&str, &str)],
     ) -> Result<(Change, Value, Vec<String>), CallError> {
-        let mut object = merge::with_last_applied(&item.document.object);
+        let mut object = merge::with_last_applied(&item.object);
         if let Some(metadata) = object["metadata"].as_object_mut() {
             // What an export of another object left behind.
             for field in [
@@ -335,7 +344,7 @@ impl Server<'_> {
         live: Value,
     ) -> Result<(Change, Value, Vec<String>), CallError> {
         let last = merge::last_applied(&live);
-        let Some(patch) = merge::patch(last.as_ref(), &item.document.object, &live) else {
+        let Some(patch) = merge::patch(last.as_ref(), &item.object, &live) else {
             return Ok((Change::Unchanged, live, Vec::new()));
         };
         let path = with_query(path, parameters);

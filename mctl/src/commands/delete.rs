@@ -124,7 +124,7 @@ async fn targets(session: &Session, args: &DeleteArgs, terminal: &mut Terminal) 
 }
 
 /// Waits until the objects are gone; another object of the same name is not the one that was deleted.
-async fn wait_gone(session: &Session, going: &[(Target, Value)], timeout: Option<Duration>) -> Outcome<()> {
+pub async fn wait_gone(session: &Session, going: &[(Target, Value)], timeout: Option<Duration>) -> Outcome<()> {
     let start = Instant::now();
     for (target, uid) in going {
         let name = target.name.as_deref().unwrap_or_default();

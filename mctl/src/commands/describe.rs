@@ -192,6 +192,9 @@ fn title(key: &str) -> String {
     text
 }
 
+/// Of interest to programs only.
+const GENERATION: &str = "observedGeneration";
+
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::Null => Some("-".to_owned()),
@@ -224,11 +227,11 @@ fn section(key: &str, value: &Value, depth: usize) -> String {
     }
     let below = match value {
         Value::Object(map) => {
-            let simple: Vec<(String, String)> = map
-                .iter()
+            let shown = || map.iter().filter(|(key, _)| *key != GENERATION);
+            let simple: Vec<(String, String)> = shown()
                 .filter_map(|(key, value)| Some((title(key), scalar(value)?)))
                 .collect();
-            let nested = map.iter().filter(|(_, value)| scalar(value).is_none());
+            let nested = shown().filter(|(_, value)| scalar(value).is_none());
             indent(&fields(&simple), 2) + &nested.map(|(key, value)| section(key, value, 2)).collect::<String>()
         }
         Value::Array(items) => indent(&list(items), 2),
@@ -247,7 +250,11 @@ fn list(items: &[Value]) -> String {
             break;
         };
         simple &= map.values().all(|value| scalar(value).is_some());
-        keys.extend(map.keys().filter(|key| !keys.contains(key)).collect::<Vec<_>>());
+        keys.extend(
+            map.keys()
+                .filter(|key| *key != GENERATION && !keys.contains(key))
+                .collect::<Vec<_>>(),
+        );
     }
     if !simple {
         let blocks = items.iter().map(|item| match item {

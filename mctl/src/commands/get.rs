@@ -88,8 +88,8 @@ impl Get<'_> {
         for target in targets {
             match self.session.rest.get(&self.path(target)).await {
                 Ok(mut answer) => {
-                    let items = match (&target.name, answer["items"].take()) {
-                        (None, Value::Array(items)) => items,
+                    let items = match (&target.name, answer.get_mut("items").map(Value::take)) {
+                        (None, Some(Value::Array(items))) => items,
                         _ => vec![answer],
                     };
                     let tidy = |object: Value| output::tidy(&object, self.args.show_managed_fields);

@@ -100,7 +100,7 @@ pub async fn wait(
             let waiting: Vec<String> = rows
                 .iter()
                 .filter(|row| row.standing == Standing::Moving)
-                .map(|row| format!("{} {}", row.name, row.text))
+                .map(|row| format!("{} {}", row.name, row.text.split(": ").next().unwrap_or_default()))
                 .collect();
             Err(Failure::with(
                 Exit::TimedOut,

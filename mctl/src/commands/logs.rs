@@ -77,7 +77,7 @@ pub async fn run(session: &Session, args: LogsArgs, terminal: &mut Terminal) -> 
             String::new()
         };
         return Err(Failure::new(format!(
-            "{} has no output yet; -f waits for it{hint}",
+            "{}, so there is no output yet; -f waits for it{hint}",
             state(&task)
         )));
     }
@@ -151,7 +151,9 @@ pub async fn follow(
                 break;
             }
             let now = state(&task);
-            if said != now && shown == 0 {
+            // What passes by itself in a moment is not worth a line.
+            let waits = phase(&task) == Phase::Pending && task["status"]["reason"] != "AwaitingOffer";
+            if waits && said != now && shown == 0 {
                 let message = task["status"]["message"].as_str().filter(|message| !message.is_empty());
                 terminal.note(format!(
                     "{now}{}",

@@ -1,5 +1,7 @@
 //! `mctl run`: a command as a task, with its output and its exit code.
 
+use std::time::Duration;
+
 use http::Method;
 use muster_api::task_state::Phase;
 use muster_api::v1::Task;
@@ -11,9 +13,9 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::observe::Observer;
 use crate::output;
 use crate::rest::{JSON, Payload, with_query};
-use crate::session::{Session, Terminal};
+use crate::session::{Session, Target, Terminal};
 
-use super::logs;
+use super::{delete, logs};
 
 /// The end of a process by Ctrl-C, as shells have it.
 const INTERRUPTED: u8 = 130;
@@ -61,31 +63,35 @@ pub async fn run(session: &Session, args: RunArgs, terminal: &mut Terminal) -> O
         return Ok(Exit::Done);
     }
     let ended = attend(session, &args.name, terminal).await;
-    if args.rm {
-        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
-        let path = resource.object_path(&session.namespace, &args.name);
-        let deleted = session
-            .rest
-            .call(Method::DELETE, &path, JSON, Some(Payload::json(&options)))
-            .await;
-        if let Err(error) = deleted.as_ref().filter_not_found() {
-            terminal.note(format!("task/{} could not be deleted: {error}", args.name));
-        }
+    if args.rm
+        && let Err(failure) = remove(session, &args.name, &created.value["metadata"]["uid"]).await
+    {
+        terminal.note(format!("task/{} could not be deleted: {failure}", args.name));
     }
     ended
 }
 
-trait FilterNotFound<'a> {
-    fn filter_not_found(self) -> Result<(), &'a crate::rest::CallError>;
-}
+/// How long a task that has ended may take to be deleted.
+const REMOVE_MAX: Duration = Duration::from_secs(30);
 
-impl<'a, T> FilterNotFound<'a> for Result<T, &'a crate::rest::CallError> {
-    /// That it is not there any more is as good as deleting it.
-    fn filter_not_found(self) -> Result<(), &'a crate::rest::CallError> {
-        match self {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
+/// Deletes the task that was run, and waits until its name is free again.
+async fn remove(session: &Session, name: &str, uid: &Value) -> Outcome<()> {
+    let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "preconditions": {"uid": uid}});
+    let target = Target {
+        resource: Session::tasks(),
+        namespace: session.namespace.clone(),
+        name: Some(name.to_owned()),
+    };
+    let path = target.resource.object_path(&session.namespace, name);
+    match session
+        .rest
+        .call(Method::DELETE, &path, JSON, Some(Payload::json(&options)))
+        .await
+    {
+        Ok(_) => delete::wait_gone(session, &[(target, uid.clone())], Some(REMOVE_MAX)).await,
+        // That it is not there any more is as good as deleting it.
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -145,7 +145,12 @@ pub async fn run(session: &Session, args: WaitArgs, terminal: &mut Terminal) -> 
             }
             Ok(())
         };
-        let late = || Failure::with(Exit::TimedOut, format!("timed out: {title} is not {}", args.until));
+        let late = || {
+            Failure::with(
+                Exit::TimedOut,
+                format!("timed out after {}: {title}, --for={}", args.timeout, args.until),
+            )
+        };
         let left = timeout.unwrap_or_default().saturating_sub(start.elapsed());
         tokio::time::timeout(left, met).await.map_err(|_| late())??;
         terminal.line(format!(

@@ -75,7 +75,11 @@ impl Agent {
             .into_iter()
             .chain(offered.attributes.iter().cloned())
             .collect();
-        let (runtime, process, version) = runtime(&place, offered.runtime)?;
+        let Opened {
+            runtime,
+            process,
+            version,
+        } = runtime(&place, offered.runtime)?;
         let config = Config {
             name: name.to_owned(),
             identity: claim.identity.clone(),
@@ -125,12 +129,24 @@ impl Agent {
     }
 }
 
-fn runtime(place: &Place<'_>, kind: RuntimeKind) -> Outcome<(Arc<dyn Runtime>, Option<Arc<ProcessRuntime>>, String)> {
+/// A runtime, what has to be closed of it at the end, and its version.
+struct Opened {
+    runtime: Arc<dyn Runtime>,
+    process: Option<Arc<ProcessRuntime>>,
+    version: String,
+}
+
+fn runtime(place: &Place<'_>, kind: RuntimeKind) -> Outcome<Opened> {
     let version = env!("CARGO_PKG_VERSION");
     match kind {
         RuntimeKind::Fake => {
             let clock = || SystemEnv.now().as_millisecond();
-            Ok((Arc::new(FakeRuntime::new(clock)), None, format!("fake/{version}")))
+            let (runtime, version) = (Arc::new(FakeRuntime::new(clock)), format!("fake/{version}"));
+            Ok(Opened {
+                runtime,
+                process: None,
+                version,
+            })
         }
         RuntimeKind::Process => {
             let hidden = place
@@ -144,7 +160,11 @@ fn runtime(place: &Place<'_>, kind: RuntimeKind) -> Outcome<(Arc<dyn Runtime>, O
             };
             let runtime =
                 Arc::new(ProcessRuntime::new(config).map_err(|error| because("the process runtime", &error))?);
-            Ok((runtime.clone(), Some(runtime), format!("process/{version}")))
+            Ok(Opened {
+                runtime: runtime.clone(),
+                process: Some(runtime),
+                version: format!("process/{version}"),
+            })
         }
     }
 }

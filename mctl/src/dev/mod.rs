@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use muster_agentd::tls::Material;
+use muster_api::names::NAMESPACE_AGENTS;
 use muster_api::ports::PortSet;
 use muster_apiserver::files;
 use muster_apiserver::kubeconfig::Access;
@@ -23,9 +24,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::commands::wait::condition;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::kubeconfig;
-use crate::rest::Rest;
+use crate::observe::Observer;
+use crate::rest::{CallError, Rest};
 use crate::session::{Terminal, ours};
 use crate::style::Paint;
 use agents::{Agent, Place};
@@ -189,33 +192,45 @@ fn capacity(agent: &Agent) -> String {
     format!("{} cpus, {} memory{gpus}", capacity.cpus, capacity.memory)
 }
 
-/// Waits until the agents are ready.
+/// Waits until the agents are ready: the condition must have been written by the very process that holds the lease now, and not by one
+/// of an earlier start.
 async fn ready(admin: &Client, names: &[String]) -> Outcome<()> {
     let rest = Rest::over(admin.kube(), "this process");
     let agents = ours("agents", "agent", "Agent", false);
     let deadline = Instant::now() + READY_MAX;
     for name in names {
-        let mut observer = crate::observe::Observer::new(&rest, &agents, "", name);
-        let is_ready = |seen: &Option<Value>| {
-            let object = seen.as_ref();
-            object.and_then(|object| crate::commands::wait::condition(object, "Ready")) == Some("True")
-        };
+        let mut observer = Observer::new(&rest, &agents, "", name);
         let seen = async {
-            while !is_ready(&observer.next().await?) {}
-            Ok::<(), crate::rest::CallError>(())
+            loop {
+                let Some(agent) = observer.next().await? else { continue };
+                if condition(&agent, "Ready") == Some("True") && is_current(&rest, name, &agent).await? {
+                    return Ok::<(), CallError>(());
+                }
+            }
         };
         let late = |_| {
-            Failure::with(
-                Exit::TimedOut,
-                format!(
-                    "the agent {name} is not ready after {} s; try again with --log info",
-                    READY_MAX.as_secs()
-                ),
-            )
+            let text = format!(
+                "the agent {name} is not ready after {} s; try again with --log info",
+                READY_MAX.as_secs()
+            );
+            Failure::with(Exit::TimedOut, text)
         };
         tokio::time::timeout_at(deadline, seen).await.map_err(late)??;
     }
     Ok(())
+}
+
+/// Whether the agent's status is of the session that there is.
+async fn is_current(rest: &Rest, name: &str, agent: &Value) -> Result<bool, CallError> {
+    let path = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE_AGENTS}/leases/{name}");
+    match rest.get(&path).await {
+        Ok(lease) => {
+            let session = agent["status"]["session"].as_u64().map(|session| session.to_string());
+            Ok(lease["metadata"]["resourceVersion"].as_str() == session.as_deref())
+        }
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut Terminal) -> Outcome<()> {
