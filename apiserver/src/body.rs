@@ -4,6 +4,7 @@ use std::fmt;
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures::StreamExt;
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -64,13 +65,24 @@ pub struct Decoded {
 }
 
 /// Reads a body whole.
-pub async fn read(body: Body) -> Result<Bytes> {
-    match Limited::new(body, limits::BODY_BYTES).collect().await {
+///
+/// Of one that is too large some more is read and thrown away: a client that is still writing when the connection closes
+/// never sees the answer.
+pub async fn read(mut body: Body) -> Result<Bytes> {
+    match Limited::new(&mut body, limits::BODY_BYTES).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(ApiError::too_large(format!(
-            "the body is larger than {} bytes, which is the most that is read",
-            limits::BODY_BYTES
-        ))),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            let rest = Limited::new(body, limits::BODY_BYTES_DISCARDED).into_data_stream();
+            let discarding = rest
+                .take_while(|chunk| std::future::ready(chunk.is_ok()))
+                .for_each(|_| async {});
+            // However it ends, the answer is the same.
+            let _ = tokio::time::timeout(limits::BODY_DISCARD_WAIT, discarding).await;
+            Err(ApiError::too_large(format!(
+                "the body is larger than {} bytes, which is the most that is read",
+                limits::BODY_BYTES
+            )))
+        }
         Err(error) => Err(ApiError::bad_request(format!("the body could not be read: {error}"))),
     }
 }

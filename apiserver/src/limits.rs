@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// The largest body of a request. As Kubernetes: room for an object of 1 MiB in any encoding, and its patch.
 pub const BODY_BYTES: usize = 3 << 20;
+/// What is read and thrown away of a larger body, so that its sender gets to see the answer: a few times what is allowed.
+pub const BODY_BYTES_DISCARDED: usize = 16 << 20;
+/// For how long.
+pub const BODY_DISCARD_WAIT: Duration = Duration::from_secs(2);
 /// The largest object. The store takes transactions of 1.5 MB, as etcd does.
 pub const OBJECT_BYTES: usize = 1 << 20;
 /// How deep arrays and objects of a body may nest. The deepest field of any kind is at about 10.
