@@ -42,7 +42,7 @@ async fn a_task_finishes_when_everybody_is_somewhere_else() {
     let cancel = CancellationToken::new();
     let controllers = client(&server, &User::controllers());
     let controllers = tokio::spawn(run(controllers, env, Config::default(), cancel.clone()));
-    let _agent = TestAgent::join(client(&server, &User::agent("a1")), "a1", 4, Habit::Finish).await;
+    let agent = TestAgent::join(client(&server, &User::agent("a1")), "a1", 4, Habit::Finish).await;
 
     let kubeconfig = Kubeconfig::read_from(directory.path().join("kubeconfig")).expect("a kubeconfig");
     let context = KubeConfigOptions::default();
@@ -78,9 +78,11 @@ async fn a_task_finishes_when_everybody_is_somewhere_else() {
     let deceived = Client::https(&server.access.server, &other_ca, "guessed").expect("a client");
     assert!(matches!(deceived.get_plan().await, Err(Error::Transport(_))));
 
+    agent.vanish().await;
     cancel.cancel();
     controllers.await.expect("no panic").expect("a good end");
     stop.cancel();
+    server.serving.stopped().await;
 }
 
 /// The certificate of an authority that has nothing to do with the server.

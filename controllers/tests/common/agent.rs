@@ -1,9 +1,8 @@
 //! An agent driven by hand: it has capacity, takes tasks and says how they go. It runs nothing.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use muster_api::task_state::Phase;
 use muster_api::v1::{Agent, Task};
 use muster_api::wire::WatchLine;
@@ -32,6 +31,9 @@ pub struct TestAgent {
 
 /// How long presence lasts; longer than any test.
 const PRESENCE: Duration = Duration::from_secs(3600);
+
+/// Between two watches.
+const PAUSE: Duration = Duration::from_millis(100);
 
 impl TestAgent {
     /// Joins the cluster with so many CPUs and a GiB of memory for each, and works.
@@ -79,21 +81,30 @@ impl TestAgent {
 
 /// Brings every task that is bound to `name` forward, one write at a time.
 async fn work(client: Client, name: String, habit: Habit) {
-    let client = Arc::new(client);
     loop {
-        let Ok(lines) = client.ordered_watch(&["tasks.muster.dev"], None).await else {
+        if let Ok(lines) = client.ordered_watch(&["tasks.muster.dev"], None).await {
+            follow(&client, &name, habit, lines).await;
+        }
+        // A server that is gone answers at once; an agent that asked again at once would never let go of its thread.
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn follow(
+    client: &Client,
+    name: &str,
+    habit: Habit,
+    lines: impl Stream<Item = muster_client::Result<WatchLine>>,
+) {
+    let mut lines = std::pin::pin!(lines);
+    while let Some(Ok(line)) = lines.next().await {
+        let (WatchLine::Snapshot { changes, .. } | WatchLine::Batch { changes, .. }) = line else {
             continue;
         };
-        let mut lines = std::pin::pin!(lines);
-        while let Some(Ok(line)) = lines.next().await {
-            let (WatchLine::Snapshot { changes, .. } | WatchLine::Batch { changes, .. }) = line else {
-                continue;
-            };
-            for change in changes {
-                let task: Task = serde_json::from_value(change.object).expect("a task");
-                if task.agent() == Some(&name) {
-                    forward(&client, &task, habit).await;
-                }
+        for change in changes {
+            let task: Task = serde_json::from_value(change.object).expect("a task");
+            if task.agent() == Some(name) {
+                forward(client, &task, habit).await;
             }
         }
     }
