@@ -109,13 +109,15 @@ fn completion(shell: clap_complete::Shell) -> Exit {
 }
 
 fn log(global: &Global) {
-    let filter = global.log.as_deref().unwrap_or("warn");
+    // What goes wrong in a call is said by whoever made it.
+    const FILTER: &str = "warn,kube_client=off";
+    let filter = global.log.as_deref().unwrap_or(FILTER);
     let filter =
-        tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(FILTER));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_target(true)
+        .with_ansi(style::Style::detect(&std::io::stderr()) != style::Style::plain())
         .compact();
     // Only the first call in a process sets it; a test may have been first.
     let _ = lines.try_init();

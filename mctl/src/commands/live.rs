@@ -183,7 +183,8 @@ impl View {
         };
         let lines: String = rows.iter().map(|row| line(row, &widths, terminal.out_style)).collect();
         self.drawn = rows.len();
-        terminal.text(up + &lines)
+        // Without wrapping: a line that is too long for the terminal is cut off at its edge.
+        terminal.text(format!("\u{1b}[?7l{up}{lines}\u{1b}[?7h"))
     }
 }
 

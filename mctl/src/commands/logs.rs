@@ -144,7 +144,6 @@ pub async fn follow(
     let mut options = options.clone();
     let mut shown = 0;
     let mut said = String::new();
-    let mut failing_since: Option<Instant> = None;
     loop {
         while attempt(&task) <= shown && !phase(&task).is_terminal() {
             if attempt(&task) == 0 && phase(&task) >= Phase::Running {
@@ -167,28 +166,7 @@ pub async fn follow(
         if current <= shown && (shown > 0 || task["status"]["startedAt"].is_null()) {
             return Ok(task);
         }
-        let mut cursor = Cursor::default();
-        loop {
-            let whole = Options {
-                follow: true,
-                ..options.clone()
-            };
-            let number = (current > 0).then_some(current);
-            match show(session, name, &whole, number, &mut cursor, terminal).await {
-                Ok(()) => break,
-                Err(Stop::Failure(failure)) => return Err(failure),
-                Err(Stop::Call(error)) if error.is_passing() => {
-                    let since = *failing_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > AWAY_MAX {
-                        return Err(error.into());
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                    cursor.skip = cursor.count;
-                }
-                Err(Stop::Call(error)) => return Err(error.into()),
-            }
-        }
-        failing_since = None;
+        follow_attempt(session, name, &options, current, terminal).await?;
         shown = current.max(1);
         // What was asked for of the first attempt is not wanted of the next ones.
         options = Options {
@@ -199,6 +177,58 @@ pub async fn follow(
             task = observer.next().await?.ok_or_else(gone)?;
         }
     }
+}
+
+/// Shows the output of one attempt until that has ended. The stream may end before: when the server is stopped, or the agent.
+async fn follow_attempt(
+    session: &Session,
+    name: &str,
+    options: &Options,
+    current: u64,
+    terminal: &mut Terminal,
+) -> Outcome<()> {
+    let whole = Options {
+        follow: true,
+        ..options.clone()
+    };
+    let number = (current > 0).then_some(current);
+    let mut cursor = Cursor::default();
+    let mut failing_since: Option<Instant> = None;
+    loop {
+        let ended = match show(session, name, &whole, number, &mut cursor, terminal).await {
+            Ok(()) => {
+                let task = session
+                    .rest
+                    .get(&Session::tasks().object_path(&session.namespace, name))
+                    .await;
+                task.map(|task| has_ended(&task, current))
+            }
+            Err(Stop::Failure(failure)) => return Err(failure),
+            Err(Stop::Call(error)) => Err(error),
+        };
+        match ended {
+            Ok(true) => return Ok(()),
+            Ok(false) => failing_since = None,
+            Err(error) if error.is_passing() => {
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > AWAY_MAX {
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(PAUSE).await;
+        cursor.skip = cursor.count;
+    }
+}
+
+/// Whether nothing more comes of this attempt.
+fn has_ended(task: &Value, number: u64) -> bool {
+    let attempts = task["status"]["attempts"].as_array().map_or(&[][..], Vec::as_slice);
+    let this = attempts
+        .iter()
+        .find(|attempt| attempt["number"].as_u64() == Some(number));
+    phase(task).is_terminal() || attempt(task) > number || this.is_some_and(|attempt| attempt["finishedAt"].is_string())
 }
 
 /// Shows the output of one attempt, from the cursor on.
@@ -295,6 +325,22 @@ mod tests {
         assert_eq!(split("2026-01-01T10:00:00Z "), ("2026-01-01T10:00:00Z", ""));
         assert_eq!(split("2026-01-01T10:00:00Z"), ("2026-01-01T10:00:00Z", ""));
         assert_eq!(split("no time here"), ("", "no time here"));
+    }
+
+    #[test]
+    fn an_attempt_has_ended_when_its_task_or_its_successor_says_so() {
+        let ended = |status: Value| has_ended(&serde_json::json!({"status": status}), 1);
+        let attempts = |finished: Value| serde_json::json!([{"number": 1, "finishedAt": finished}]);
+        assert!(!ended(
+            serde_json::json!({"phase": "Running", "attempts": attempts(Value::Null)})
+        ));
+        assert!(ended(
+            serde_json::json!({"phase": "Running", "attempts": attempts("2026-01-01T10:00:00Z".into())})
+        ));
+        assert!(ended(
+            serde_json::json!({"phase": "Running", "attempts": [{"number": 2}]})
+        ));
+        assert!(ended(serde_json::json!({"phase": "Finished"})));
     }
 
     #[test]
