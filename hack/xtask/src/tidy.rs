@@ -170,7 +170,10 @@ fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<()> {
 
 fn source(shown: &str, text: &str, problems: &mut Vec<String>) {
     let lines = text.lines().count();
-    let test = shown.contains("/tests/") || shown.contains("/benches/") || shown.ends_with("tests.rs");
+    let test = shown.contains("/tests/")
+        || shown.contains("/conformance")
+        || shown.contains("/benches/")
+        || shown.ends_with("tests.rs");
     let most = match shown.rsplit('/').next() {
         Some("main.rs") if !shown.contains("xtask") && !test => MAIN_LINES_MAX,
         _ if test => TEST_LINES_MAX,
