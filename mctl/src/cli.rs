@@ -61,6 +61,8 @@ pub enum Command {
     Describe(DescribeArgs),
     /// Create or change what manifests describe.
     Apply(ApplyArgs),
+    /// Show what an apply would change; exit code 2 when there is something.
+    Diff(DiffArgs),
     /// Delete objects.
     Delete(DeleteArgs),
     /// Show the output of a task.
@@ -186,6 +188,14 @@ pub struct ApplyArgs {
     /// name, yaml or json; errors too are printed as JSON with it.
     #[arg(short = 'o', long, value_name = "FORMAT")]
     pub output: Option<String>,
+}
+
+/// `mctl diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// What to compare.
+    #[command(flatten)]
+    pub files: Files,
 }
 
 /// `mctl delete`.

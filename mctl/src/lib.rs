@@ -87,6 +87,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Get(args) => commands::get::run(session, args, terminal).await,
         Command::Describe(args) => commands::describe::run(session, args, terminal).await,
         Command::Apply(args) => commands::apply::run(Some(session), args, terminal).await,
+        Command::Diff(args) => commands::diff::run(session, args, terminal).await,
         Command::Delete(args) => commands::delete::run(session, args, terminal).await,
         Command::Logs(args) => commands::logs::run(session, args, terminal).await,
         Command::Run(args) => commands::run::run(session, args, terminal).await,

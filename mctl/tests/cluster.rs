@@ -220,6 +220,13 @@ fn manifests_are_applied_all_or_none() {
     cluster.check(&["apply", "-f", &labelled], 0, "task.muster.dev/a configured\n");
     cluster.check(&["get", "tasks", "-l", "app=x", "-o", "name"], 0, "task.muster.dev/a");
 
+    let differs = cluster.file(
+        "differs.yaml",
+        &task("a", "sleep 600").replace("{name: a}", "{name: a, labels: {app: other}}"),
+    );
+    cluster.check(&["diff", "-f", &differs], 2, "-    app: x\n+    app: other\n");
+    cluster.check(&["diff", "-f", &labelled], 0, "");
+
     // The second document is wrong by the server's own knowledge only.
     let half = cluster.file("half.yaml", &(task("new", "true") + "---\n" + &task("a", "sleep 601")));
     let refused = cluster.check(&["apply", "-f", &half], 1, "");

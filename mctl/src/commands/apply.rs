@@ -21,17 +21,20 @@ use crate::session::{Session, Terminal, read_files, span};
 use super::live;
 
 /// An object to apply.
-struct Item<'a> {
-    document: &'a Document,
-    resource: Resource,
-    namespace: String,
+pub(super) struct Item<'a> {
+    /// Where it comes from.
+    pub(super) document: &'a Document,
+    /// Its kind.
+    pub(super) resource: Resource,
+    /// Its namespace.
+    pub(super) namespace: String,
     /// What is sent: the document, with its namespace.
-    object: Value,
+    pub(super) object: Value,
 }
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
+pub(super) enum Change {
     Created,
     Configured,
     Unchanged,
@@ -130,7 +133,8 @@ async fn apply(session: Option<&Session>, args: &ApplyArgs, format: &Format, ter
     Ok(Exit::Done)
 }
 
-fn items<'a>(session: &Session, catalogue: &Catalogue, documents: &'a [Document]) -> Outcome<Vec<Item<'a>>> {
+/// The documents as objects of kinds that the server has.
+pub(super) fn items<'a>(session: &Session, catalogue: &Catalogue, documents: &'a [Document]) -> Outcome<Vec<Item<'a>>> {
     let mut items = Vec::new();
     let mut report = Report {
         documents: documents.len(),
@@ -199,7 +203,7 @@ async fn check_all(server: &Server<'_>, items: &[Item<'_>]) -> Outcome<()> {
 }
 
 /// Whether the object's namespace is not there yet but is among what is applied.
-fn namespace_comes(items: &[Item<'_>], item: &Item<'_>, error: &CallError) -> bool {
+pub(super) fn namespace_comes(items: &[Item<'_>], item: &Item<'_>, error: &CallError) -> bool {
     let names: BTreeSet<&str> = items
         .iter()
         .filter(|other| other.document.kind == "Namespace")
@@ -228,7 +232,7 @@ fn stopped(item: &Item<'_>, error: &CallError, applied: &[(Resource, Value)], do
 }
 
 /// What the server says, at the places that it speaks of.
-fn diagnose(document: &Document, error: &CallError) -> Vec<Diagnostic> {
+pub(super) fn diagnose(document: &Document, error: &CallError) -> Vec<Diagnostic> {
     let causes = error.causes().iter().filter(|cause| !cause.field.is_empty());
     let mut diagnostics: Vec<Diagnostic> = causes
         .map(|cause| document.refused(&cause.reason, &cause.field, &cause.message))
@@ -280,14 +284,15 @@ fn warn(document: &Document, warning: &str, style: crate::style::Style) -> Strin
     }
 }
 
-struct Server<'a> {
-    rest: &'a Rest,
-    manager: &'a str,
+/// The server, and under which name changes are noted.
+pub(super) struct Server<'a> {
+    pub(super) rest: &'a Rest,
+    pub(super) manager: &'a str,
 }
 
 impl Server<'_> {
     /// Creates the object, or changes what is different.
-    async fn apply(&self, item: &Item<'_>, dry: bool) -> Result<(Change, Value, Vec<String>), CallError> {
+    pub(super) async fn apply(&self, item: &Item<'_>, dry: bool) -> Result<(Change, Value, Vec<String>), CallError> {
         let mut parameters = vec![("fieldManager", self.manager), ("fieldValidation", "Strict")];
         if dry {
             parameters.push(("dryRun", "All"));

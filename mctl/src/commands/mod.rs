@@ -6,6 +6,7 @@ pub mod apply;
 pub mod config;
 pub mod delete;
 pub mod describe;
+pub mod diff;
 pub mod events;
 pub mod get;
 pub mod live;

@@ -56,6 +56,11 @@ fn stop_on_signals() -> Outcome<CancellationToken> {
     Ok(stop)
 }
 
+/// Prints a line of progress. A cluster goes on when nobody reads what it prints.
+fn say(terminal: &mut Terminal, text: impl AsRef<str>) {
+    let _ = terminal.line(text);
+}
+
 /// `mctl dev`.
 pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
     let start = Instant::now();
@@ -68,8 +73,8 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
         Some(kubeconfig::own_file()?)
     };
     control.write_kubeconfig(&directory, shared.as_deref())?;
-    terminal.line(format!("data        {}", directory.path().display()))?;
-    terminal.line(format!("api server  {}", control.access.server))?;
+    say(terminal, format!("data        {}", directory.path().display()));
+    say(terminal, format!("api server  {}", control.access.server));
     let mut running: JoinSet<Outcome<()>> = JoinSet::new();
     // Agents end before the server does, because they still have to say what became of their tasks.
     let agents_stop = CancellationToken::new();
@@ -93,7 +98,7 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
             &args.offered,
         )
         .await?;
-        terminal.line(format!("agent       {name}: {}", capacity(&agent)))?;
+        say(terminal, format!("agent       {name}: {}", capacity(&agent)));
         running.spawn(agent.run(control.agent_client(&name)?, agents_stop.clone()));
         names.push(name);
     }
@@ -106,7 +111,7 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
     let ended = match begun {
         Some(ended) => ended,
         None => {
-            welcome(&args, &directory, start.elapsed(), terminal)?;
+            welcome(&args, &directory, start.elapsed(), terminal);
             serve_on(&stop, &mut control, &mut running).await
         }
     };
@@ -233,7 +238,7 @@ async fn is_current(rest: &Rest, name: &str, agent: &Value) -> Result<bool, Call
     }
 }
 
-fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut Terminal) -> Outcome<()> {
+fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut Terminal) {
     let style = terminal.out_style;
     let config = directory.join("kubeconfig");
     let flag = if args.no_context {
@@ -242,20 +247,26 @@ fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut
         String::new()
     };
     let gpus = if args.offered.gpus == "none" { "" } else { " --gpus 1" };
-    terminal.line(format!(
-        "{} after {} ms\n",
-        style.paint(Paint::Good, "ready"),
-        took.as_millis()
-    ))?;
-    terminal.line("Now, in another terminal:")?;
+    say(
+        terminal,
+        format!("{} after {} ms\n", style.paint(Paint::Good, "ready"), took.as_millis()),
+    );
+    say(terminal, "Now, in another terminal:");
     if args.agents > 0 {
-        terminal.line(format!(
-            "  mctl{flag} run hello{gpus} -- sh -c 'echo hello from $MUSTER_TASK'"
-        ))?;
+        say(
+            terminal,
+            format!("  mctl{flag} run hello{gpus} -- sh -c 'echo hello from $MUSTER_TASK'"),
+        );
     }
-    terminal.line(format!("  mctl{flag} get agents,tasks -A"))?;
-    terminal.line(format!("  kubectl --kubeconfig {} get tasks", config.display()))?;
-    terminal.line("Ctrl-C stops the cluster and its tasks; the next `mctl dev` goes on from here.")
+    say(terminal, format!("  mctl{flag} get agents,tasks -A"));
+    say(
+        terminal,
+        format!("  kubectl --kubeconfig {} get tasks", config.display()),
+    );
+    say(
+        terminal,
+        "Ctrl-C stops the cluster and its tasks; the next `mctl dev` goes on from here.",
+    );
 }
 
 /// `mctl server`.
@@ -270,14 +281,14 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
     control.write_kubeconfig(&directory, None)?;
     for agent in &args.agents {
         let path = invite(&control, &directory, agent, args.advertise.first())?;
-        terminal.line(format!("agent       mctl agent --join {}", path.display()))?;
+        say(terminal, format!("agent       mctl agent --join {}", path.display()));
     }
-    terminal.line(format!("data        {}", directory.path().display()))?;
-    terminal.line(format!("api server  {}", control.access.server))?;
-    terminal.line(format!(
-        "use it with --kubeconfig {}",
-        directory.join("kubeconfig").display()
-    ))?;
+    say(terminal, format!("data        {}", directory.path().display()));
+    say(terminal, format!("api server  {}", control.access.server));
+    say(
+        terminal,
+        format!("use it with --kubeconfig {}", directory.join("kubeconfig").display()),
+    );
     let ended = serve_on(&stop, &mut control, &mut JoinSet::new()).await;
     control.stop().await;
     ended.map(|()| Exit::Done)
@@ -358,7 +369,7 @@ pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
     };
     let client =
         Client::from_config(kubeconfig::load(&choice).await?).map_err(|error| because("the client", &error))?;
-    terminal.line(format!("agent       {name}: {}", capacity(&agent)))?;
+    say(terminal, format!("agent       {name}: {}", capacity(&agent)));
     agent.run(client, stop).await?;
     Ok(Exit::Done)
 }
