@@ -130,10 +130,7 @@ impl fmt::Display for CallError {
             CallError::Status(status) if status.reason.is_empty() => write!(f, "{}", status.message),
             CallError::Status(status) => write!(f, "{} ({})", status.message, status.reason),
             CallError::Unreachable { server, cause } => {
-                write!(
-                    f,
-                    "the API server at {server} cannot be reached: {cause}\nis it running? start one with `mctl dev`"
-                )
+                write!(f, "the API server at {server} cannot be reached: {cause}")
             }
             CallError::Garbled(what) => write!(f, "the server's answer makes no sense: {what}"),
         }
@@ -340,7 +337,9 @@ impl Rest {
     fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> CallError {
         let text = chain(error);
         let cause = match text.as_str() {
-            text if text.contains("Connection refused") => "connection refused".to_owned(),
+            text if text.contains("Connection refused") => {
+                "connection refused; is it running? `mctl dev` starts one".to_owned()
+            }
             text if text.contains("UnknownIssuer") || text.contains("BadSignature") => {
                 "its certificate is not of the authority in the configuration; is this another cluster at the same address?".to_owned()
             }
