@@ -179,7 +179,7 @@ pub struct ApplyArgs {
     /// Under which name changes are noted.
     #[arg(long, default_value = "mctl-client-side-apply", value_name = "NAME")]
     pub field_manager: String,
-    /// Wait until everything runs, has ended or cannot go on.
+    /// Wait until tasks that run once have ended, all others are ready, or something cannot go on.
     #[arg(long)]
     pub wait: bool,
     /// How long to wait, such as 30s; 0 means for ever.

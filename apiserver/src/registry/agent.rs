@@ -48,7 +48,8 @@ impl Strategy for Agents {
     }
 }
 
-/// What an agent says about its own reachability does not count: only the control plane knows.
+/// What an agent says about its own reachability does not count: only the control plane knows. Before it has said anything, an
+/// agent that writes, which it does under its session only, is reachable.
 pub(super) fn keep_beliefs(object: &mut Value, old: &Value) {
     if !object["status"].is_object() {
         object["status"] = json!({});
@@ -59,6 +60,7 @@ pub(super) fn keep_beliefs(object: &mut Value, old: &Value) {
         };
         match old["status"].get(field) {
             Some(belief) => status.insert(field.to_owned(), belief.clone()),
+            None if field == "reachability" => status.insert(field.to_owned(), json!("Reachable")),
             None => status.remove(field),
         };
     }

@@ -137,6 +137,7 @@ fn look(seen: &Seen) -> (Standing, String) {
     let standing = match condition(object, "Ready") {
         _ if stalled && status["reason"] == "ExceedsEveryAgent" => Standing::Stalled(Exit::CannotPlace),
         _ if stalled => Standing::Stalled(Exit::TaskFailed),
+        Some("True") if runs_to_an_end(object) => Standing::Moving,
         Some("True") => Standing::Ready,
         // Asked to end, and it has.
         _ if phase.as_deref() == Some("Killed") => Standing::Ready,
@@ -161,6 +162,12 @@ fn look(seen: &Seen) -> (Standing, String) {
         said = format!("{said}: {message}");
     }
     (standing, said)
+}
+
+/// Whether this is a task that runs and is to end by itself: what one waits for is its end.
+fn runs_to_an_end(object: &Value) -> bool {
+    let policy = object["spec"]["restartPolicy"].as_str();
+    object["kind"] == "Task" && object["status"]["phase"] == "Running" && matches!(policy, Some("Never" | "OnFailure"))
 }
 
 struct View {
@@ -222,6 +229,11 @@ mod tests {
             Standing::Ready,
             "Running on a1",
         );
+        let mut once = json!({"apiVersion": "muster.dev/v1", "kind": "Task", "spec": {"restartPolicy": "Never"}});
+        once["status"] = json!({"phase": "Running", "conditions": ready("True")});
+        assert_eq!(look(&Some(once.clone())).0, Standing::Moving, "its end is waited for");
+        once["status"]["phase"] = json!("Finished");
+        assert_eq!(look(&Some(once)).0, Standing::Ready);
         check(
             json!({"phase": "Pending", "reason": "AwaitingOffer", "message": "m", "conditions": ready("False")}),
             Standing::Moving,
