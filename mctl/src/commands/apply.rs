@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use futures::future::join_all;
 use http::Method;
 use serde_json::Value;
 
@@ -19,6 +20,9 @@ use crate::rest::{CallError, JSON, Payload, Rest, with_query};
 use crate::session::{Session, Terminal, read_files, span};
 
 use super::live;
+
+/// Requests at a time: enough to keep a server of a few cores busy, and few connections.
+const AT_ONCE: usize = 16;
 
 /// An object to apply.
 pub(super) struct Item<'a> {
@@ -92,33 +96,27 @@ async fn apply(session: Option<&Session>, args: &ApplyArgs, format: &Format, ter
     }
     let dry = args.dry_run == DryRun::Server;
     let mut applied: Vec<(Resource, Value)> = Vec::new();
-    for item in &items {
-        let done = if dry {
-            server.apply(item, true).await
-        } else {
-            server.apply(item, false).await
-        };
-        let (change, object, warnings) = match done {
-            Ok(done) => done,
-            Err(error) if dry && namespace_comes(&items, item, &error) => {
-                (Change::Created, item.document.object.clone(), Vec::new())
-            }
-            Err(error) => return Err(stopped(item, &error, &applied, documents.len())),
-        };
-        warnings
-            .iter()
-            .for_each(|warning| terminal.note(warn(item.document, warning, terminal.err_style)));
-        let title = format!("{}/{}", item.resource.title(), item.document.name);
-        match format {
-            Format::Table => terminal.line(format!(
-                "{title} {}{}",
-                change.word(),
-                if dry { " (server dry run)" } else { "" }
-            ))?,
-            Format::Name => terminal.line(title)?,
-            _ => {}
+    for batch in batches(&items) {
+        let results = join_all(batch.iter().map(|item| server.apply(item, dry))).await;
+        let mut refused = None;
+        for (item, done) in batch.iter().zip(results) {
+            let (change, object, warnings) = match done {
+                Ok(done) => done,
+                Err(error) if dry && namespace_comes(&items, item, &error) => {
+                    (Change::Created, item.document.object.clone(), Vec::new())
+                }
+                Err(error) => {
+                    refused = refused.or(Some((item, error)));
+                    continue;
+                }
+            };
+            let printed = Printed { item, change, dry };
+            printed.print(&warnings, format, terminal)?;
+            applied.push((item.resource.clone(), object));
         }
-        applied.push((item.resource.clone(), object));
+        if let Some((item, error)) = refused {
+            return Err(stopped(item, &error, &applied, documents.len()));
+        }
     }
     if matches!(format, Format::Yaml | Format::Json) {
         let tidied = applied
@@ -131,6 +129,38 @@ async fn apply(session: Option<&Session>, args: &ApplyArgs, format: &Format, ter
         return live::wait(session, &applied, timeout, terminal).await;
     }
     Ok(Exit::Done)
+}
+
+/// What is sent at once: neighbours of one kind, a few at a time. Between kinds the order of the manifests holds.
+fn batches<'a, 'b>(items: &'a [Item<'b>]) -> impl Iterator<Item = &'a [Item<'b>]> {
+    let of_a_kind =
+        items.chunk_by(|one, other| one.document.kind == other.document.kind && one.document.kind != "Namespace");
+    of_a_kind.flat_map(|run| run.chunks(AT_ONCE))
+}
+
+/// What became of one document.
+struct Printed<'a> {
+    item: &'a Item<'a>,
+    change: Change,
+    dry: bool,
+}
+
+impl Printed<'_> {
+    fn print(&self, warnings: &[String], format: &Format, terminal: &mut Terminal) -> Outcome<()> {
+        let document = self.item.document;
+        warnings
+            .iter()
+            .for_each(|warning| terminal.note(warn(document, warning, terminal.err_style)));
+        let title = format!("{}/{}", self.item.resource.title(), document.name);
+        match format {
+            Format::Table => {
+                let dry = if self.dry { " (server dry run)" } else { "" };
+                terminal.line(format!("{title} {}{dry}", self.change.word()))
+            }
+            Format::Name => terminal.line(title),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The documents as objects of kinds that the server has.
@@ -187,12 +217,15 @@ async fn check_all(server: &Server<'_>, items: &[Item<'_>]) -> Outcome<()> {
         documents: items.len(),
         ..Report::default()
     };
-    for item in items {
-        match server.apply(item, true).await {
-            Ok(_) => {}
-            Err(error) if namespace_comes(items, item, &error) => {}
-            Err(error @ CallError::Status(_)) => report.diagnostics.extend(diagnose(item.document, &error)),
-            Err(error) => return Err(error.into()),
+    for batch in items.chunks(AT_ONCE) {
+        let results = join_all(batch.iter().map(|item| server.apply(item, true))).await;
+        for (item, result) in batch.iter().zip(results) {
+            match result {
+                Ok(_) => {}
+                Err(error) if namespace_comes(items, item, &error) => {}
+                Err(error @ CallError::Status(_)) => report.diagnostics.extend(diagnose(item.document, &error)),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     if report.diagnostics.is_empty() {
@@ -221,8 +254,7 @@ fn stopped(item: &Item<'_>, error: &CallError, applied: &[(Resource, Value)], do
         .iter()
         .map(|(resource, object)| output::object_name(resource, object))
         .collect();
-    let outcome =
-        (!names.is_empty()).then(|| format!("applied before that: {}; nothing else was applied", names.join(", ")));
+    let outcome = (!names.is_empty()).then(|| format!("applied: {}; nothing else was applied", names.join(", ")));
     Report {
         diagnostics: diagnose(item.document, error),
         documents,
