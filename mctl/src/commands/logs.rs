@@ -16,7 +16,8 @@ use crate::observe::{AWAY_MAX, Observer};
 use crate::rest::{CallError, with_query};
 use crate::session::{Session, Terminal, span};
 
-const PAUSE: Duration = Duration::from_millis(300);
+/// Before a stream is opened again: the first time, because the agent says a moment after the output that the attempt has ended; and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 /// What is shown.
 #[derive(Clone, Debug, Default)]
@@ -194,6 +195,7 @@ async fn follow_attempt(
     let number = (current > 0).then_some(current);
     let mut cursor = Cursor::default();
     let mut failing_since: Option<Instant> = None;
+    let mut pause = PAUSE.0;
     loop {
         let ended = match show(session, name, &whole, number, &mut cursor, terminal).await {
             Ok(()) => {
@@ -217,7 +219,8 @@ async fn follow_attempt(
             }
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
         cursor.skip = cursor.count;
     }
 }
