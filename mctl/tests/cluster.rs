@@ -122,6 +122,10 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+fn service(name: &str, command: &str) -> String {
+    task(name, command).replace("spec: {", "spec: {restartPolicy: Always, ")
+}
+
 fn task(name: &str, command: &str) -> String {
     format!(
         "apiVersion: muster.dev/v1\nkind: Task\nmetadata: {{name: {name}}}\nspec: {{command: [sh, -c, {command:?}], resources: {{cpus: 0.1, memory: 32Mi}}}}\n"
@@ -193,7 +197,7 @@ fn manifests_are_applied_all_or_none() {
     let cluster = Cluster::start(directory.path());
     let good = cluster.file(
         "good.yaml",
-        &(task("a", "sleep 600")
+        &(service("a", "sleep 600")
             + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: ml}\n---\n"
             + &task("b", "true").replace("{name: b}", "{name: b, namespace: ml}")),
     );
@@ -203,32 +207,37 @@ fn manifests_are_applied_all_or_none() {
         "task.muster.dev/b created (server dry run)",
     );
     cluster.check(&["get", "tasks", "-A", "-o", "name"], 0, "");
-    let out = cluster.check(&["apply", "-f", &good, "--wait"], 0, "task.muster.dev/a created\n");
-    let ready = |name: &str| {
-        ["Running", "Finished"]
-            .iter()
-            .any(|phase| out.contains(&format!("task.muster.dev/{name} {phase}")))
-    };
-    assert!(ready("a") && ready("b"), "{out}");
+    let out = cluster.check(
+        &["apply", "-f", &good, "--wait", "--timeout=60s"],
+        0,
+        "task.muster.dev/a created\n",
+    );
+    assert!(
+        out.contains("task.muster.dev/a Running") && out.contains("task.muster.dev/b Finished"),
+        "{out}"
+    );
     let again = cluster.check(&["apply", "-f", &good], 0, "task.muster.dev/a unchanged\n");
     assert!(!again.contains("configured"), "{again}");
 
     let labelled = cluster.file(
         "labelled.yaml",
-        &task("a", "sleep 600").replace("{name: a}", "{name: a, labels: {app: x}}"),
+        &service("a", "sleep 600").replace("{name: a}", "{name: a, labels: {app: x}}"),
     );
     cluster.check(&["apply", "-f", &labelled], 0, "task.muster.dev/a configured\n");
     cluster.check(&["get", "tasks", "-l", "app=x", "-o", "name"], 0, "task.muster.dev/a");
 
     let differs = cluster.file(
         "differs.yaml",
-        &task("a", "sleep 600").replace("{name: a}", "{name: a, labels: {app: other}}"),
+        &service("a", "sleep 600").replace("{name: a}", "{name: a, labels: {app: other}}"),
     );
     cluster.check(&["diff", "-f", &differs], 2, "-    app: x\n+    app: other\n");
     cluster.check(&["diff", "-f", &labelled], 0, "");
 
     // The second document is wrong by the server's own knowledge only.
-    let half = cluster.file("half.yaml", &(task("new", "true") + "---\n" + &task("a", "sleep 601")));
+    let half = cluster.file(
+        "half.yaml",
+        &(task("new", "true") + "---\n" + &service("a", "sleep 601")),
+    );
     let refused = cluster.check(&["apply", "-f", &half], 1, "");
     assert!(
         refused.contains("half.yaml:9:1") && refused.contains("a task's spec is fixed"),
