@@ -83,11 +83,7 @@ fn ends_are_told_apart() -> Result<()> {
         task("hungry", "tail /dev/zero", ""),
         task("signal", "kill -USR1 $$", ""),
         task("late", "sleep 1000", "  deadline: 1s\n"),
-        task(
-            "retry",
-            "test $MUSTER_ATTEMPT = 2",
-            "  restartPolicy: OnFailure\n",
-        ),
+        task("retry", "test $MUSTER_ATTEMPT = 2", "  restartPolicy: OnFailure\n"),
     ];
     cluster
         .mctl_with(&["apply", "-f", "-"], &manifests.join("\n---\n"))

@@ -24,7 +24,9 @@ use crate::workload::{Deed, draw, task};
 use crate::world::{Shape, World, agent_name};
 
 #[cfg(not(tokio_unstable))]
-compile_error!("a seed decides everything only with --cfg tokio_unstable, which .cargo/config.toml sets; is RUSTFLAGS set?");
+compile_error!(
+    "a seed decides everything only with --cfg tokio_unstable, which .cargo/config.toml sets; is RUSTFLAGS set?"
+);
 
 /// How to run a seed.
 #[derive(Clone, Copy, Debug)]
