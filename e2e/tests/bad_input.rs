@@ -55,7 +55,7 @@ async fn send(client: &Client, method: &str, path: &str, body: impl Into<Vec<u8>
     let request = http_request(method, path, body.into())?;
     let response = client.send(request).await?;
     let code = response.status().as_u16();
-    let bytes = kube::client::Body::from(response.into_body()).collect_bytes().await?;
+    let bytes = response.into_body().collect_bytes().await?;
     Ok((code, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
 }
 
