@@ -181,9 +181,9 @@ impl Stage {
         Faults {
             unavailable_before: chance(0.03),
             unavailable_after: chance(0.03),
-            late_commit: chance(0.02),
+            late_commit: chance(0.1),
             delay: chance(0.3),
-            delay_max: Duration::from_millis(20),
+            delay_max: Duration::from_millis(5 + (chance(1.0) * 150.0) as u64),
             watch_cut: chance(0.01),
             watch_repeat: chance(0.02),
             lease_lost: chance(0.02),
