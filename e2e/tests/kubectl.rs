@@ -1,0 +1,83 @@
+//! The real kubectl follows a task through a whole cluster.
+
+use anyhow::Result;
+use muster_e2e::Cluster;
+
+const HELLO: &str = r#"
+apiVersion: muster.dev/v1
+kind: Task
+metadata: {name: hello}
+spec:
+  command: ["sh", "-c", "echo hello from $MUSTER_TASK"]
+  resources: {cpus: "0.1", memory: 32Mi}
+"#;
+
+#[test]
+fn kubectl_applies_waits_describes_and_deletes() -> Result<()> {
+    let cluster = Cluster::start(&[])?;
+    assert_eq!(
+        cluster.kubectl(&["apply", "-f", "-"], HELLO).ok(),
+        "task.muster.dev/hello created\n"
+    );
+    cluster
+        .kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", "task/hello"], "")
+        .ok();
+    cluster.wait_phase("hello", "Finished")?;
+    let table = cluster.kubectl(&["get", "tk"], "").ok();
+    assert!(table.starts_with("NAME    PHASE      REASON      AGENT"), "{table}");
+    let described = cluster.kubectl(&["describe", "task", "hello"], "").ok();
+    assert!(
+        described.contains("bound to agent"),
+        "the events are there: {described}"
+    );
+    assert_eq!(
+        cluster.kubectl(&["apply", "-f", "-"], HELLO).ok(),
+        "task.muster.dev/hello unchanged\n"
+    );
+    let agents = cluster
+        .kubectl(&["get", "agents", "-o", "jsonpath={.items[0].status.reachability}"], "")
+        .ok();
+    assert_eq!(agents, "Reachable");
+    cluster.kubectl(&["delete", "task", "hello"], "").ok();
+    assert_ne!(cluster.kubectl(&["get", "task", "hello"], "").code, 0);
+    Ok(())
+}
+
+#[test]
+fn kubectl_and_mctl_apply_the_same_object_in_turn() -> Result<()> {
+    let cluster = Cluster::start(&[])?;
+    let map = |value: &str| {
+        format!("apiVersion: muster.dev/v1\nkind: Quota\nmetadata: {{name: q}}\nspec: {{role: ml, weight: {value}}}\n")
+    };
+    assert!(
+        cluster
+            .kubectl(&["apply", "-f", "-"], &map("1"))
+            .ok()
+            .contains("created")
+    );
+    assert!(
+        cluster
+            .mctl_with(&["apply", "-f", "-"], &map("1"))
+            .ok()
+            .contains("unchanged")
+    );
+    assert!(
+        cluster
+            .mctl_with(&["apply", "-f", "-"], &map("2"))
+            .ok()
+            .contains("configured")
+    );
+    assert!(
+        cluster
+            .kubectl(&["apply", "-f", "-"], &map("2"))
+            .ok()
+            .contains("unchanged")
+    );
+    assert!(
+        cluster
+            .kubectl(&["apply", "-f", "-"], &map("3"))
+            .ok()
+            .contains("configured")
+    );
+    Ok(())
+}
