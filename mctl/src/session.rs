@@ -213,6 +213,22 @@ impl Session {
             .get(&crate::rest::with_query(&resource.path(namespace), &query(selection)))
             .await
     }
+
+    /// The objects of a collection that the selection has, each by its name.
+    pub async fn members(&self, collection: &Target, selection: &Selection) -> Result<Vec<Target>, CallError> {
+        let namespace = (!selection.all_namespaces).then_some(collection.namespace.as_str());
+        let list = self.list(&collection.resource, namespace, selection).await?;
+        let items = list["items"].as_array().into_iter().flatten();
+        let member = |item: &Value| {
+            let own = item["metadata"]["namespace"].as_str();
+            Target {
+                resource: collection.resource.clone(),
+                namespace: own.unwrap_or(&collection.namespace).to_owned(),
+                name: item["metadata"]["name"].as_str().map(str::to_owned),
+            }
+        };
+        Ok(items.map(member).collect())
+    }
 }
 
 /// A kind of Muster's own.

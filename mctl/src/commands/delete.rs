@@ -101,19 +101,7 @@ async fn targets(session: &Session, args: &DeleteArgs, terminal: &mut Terminal) 
                 )));
             }
             (None, true) => {
-                let namespace = (!args.selection.all_namespaces).then_some(target.namespace.as_str());
-                let list = session.list(&target.resource, namespace, &args.selection).await?;
-                let items = list["items"].as_array().into_iter().flatten();
-                targets.extend(items.map(|item| {
-                    Target {
-                        resource: target.resource.clone(),
-                        namespace: item["metadata"]["namespace"]
-                            .as_str()
-                            .unwrap_or(&target.namespace)
-                            .to_owned(),
-                        name: item["metadata"]["name"].as_str().map(str::to_owned),
-                    }
-                }));
+                targets.extend(session.members(&target, &args.selection).await?);
             }
         }
     }

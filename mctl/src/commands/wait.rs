@@ -179,19 +179,7 @@ async fn targets(session: &Session, args: &WaitArgs, terminal: &mut Terminal) ->
         if query(&args.selection).is_empty() && !args.all {
             return Err(Failure::new("name the objects, or choose them with -l or --all"));
         }
-        let namespace = (!args.selection.all_namespaces).then_some(target.namespace.as_str());
-        let list = session.list(&target.resource, namespace, &args.selection).await?;
-        let items = list["items"].as_array().into_iter().flatten();
-        targets.extend(items.map(|item| {
-            Target {
-                resource: target.resource.clone(),
-                namespace: item["metadata"]["namespace"]
-                    .as_str()
-                    .unwrap_or(&target.namespace)
-                    .to_owned(),
-                name: item["metadata"]["name"].as_str().map(str::to_owned),
-            }
-        }));
+        targets.extend(session.members(&target, &args.selection).await?);
     }
     if targets.is_empty() {
         return Err(Failure::new("there are no such objects"));
