@@ -1,6 +1,7 @@
 //! `cargo xtask`: the checks that hold the tree together.
 #![allow(clippy::disallowed_methods, reason = "a build tool measures real time")]
 
+mod dependencies;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "cargo xtask <command>
 
   check   formatting, lints, tidy, then all tests: what has to hold before a change lands
-  lint    formatting, lints and tidy only
-  tidy    crate edges, invariants, file sizes only";
+  lint    formatting, lints, tidy and dependencies only
+  tidy    crate edges, invariants, file sizes only
+  deps    licences and sources of what comes from outside only";
 
 fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
         "check" => lint().and_then(|()| tests()),
         "lint" => lint(),
         "tidy" => tidy::run(&root()),
+        "deps" => dependencies::run(&root()),
         _ => Err(anyhow::anyhow!("{USAGE}")),
     };
     match result {
@@ -44,6 +47,7 @@ fn root() -> PathBuf {
 fn lint() -> Result<()> {
     step("cargo", &["fmt", "--all", "--check"])?;
     tidy::run(&root())?;
+    dependencies::run(&root())?;
     step(
         "cargo",
         &[
