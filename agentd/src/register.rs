@@ -168,8 +168,8 @@ impl Registrar {
 
 fn new_agent(profile: &Profile) -> Agent {
     let spec = AgentSpec {
-        unschedulable: false,
         attributes: profile.attributes.clone(),
+        ..AgentSpec::default()
     };
     let mut agent = Agent::new(&profile.name, spec);
     agent.metadata = ObjectMeta {

@@ -23,8 +23,14 @@ pub const ANNOTATION_EPHEMERAL: &str = "muster.dev/ephemeral";
 /// Annotation on objects written under a fence: which one, as in the `Muster-Fence` header.
 pub const ANNOTATION_FENCED_BY: &str = "muster.dev/fenced-by";
 
+/// Annotation on a task that was made to replace another: the uid of that one.
+pub const ANNOTATION_REPLACES: &str = "muster.dev/replaces";
+
 /// Header of a write: `NAMESPACE/LEASE@CREATE_REVISION`. The write lands only while that very lease exists.
 pub const HEADER_FENCE: &str = "muster-fence";
+
+/// Header of every answer: the uid of the cluster, made with its store and never changed.
+pub const HEADER_CLUSTER: &str = "muster-cluster";
 
 /// Group of identities that may do everything.
 pub const GROUP_MASTERS: &str = "system:masters";

@@ -1,7 +1,7 @@
 //! Where things are in the store.
 //!
-//! `objects/<group or core>/<plural>/<namespace or _>/<name>` and `ledger/<agent>`. Groups, plurals, namespaces and names have no
-//! slash, so a key can be taken apart again. Tested below.
+//! `objects/<group or core>/<plural>/<namespace or _>/<name>`, `ledger/<agent>`, and `meta/cluster` for the cluster's uid. Groups,
+//! plurals, namespaces and names have no slash, so a key can be taken apart again. Tested below.
 
 use muster_store::{Key, Prefix};
 
@@ -49,6 +49,11 @@ pub fn ledger(agent: &str) -> Key {
 /// Whether a key is that of a ledger.
 pub fn is_ledger(key: &Key) -> bool {
     key.as_str().starts_with(LEDGERS)
+}
+
+/// The key of the cluster's uid.
+pub fn cluster() -> Key {
+    Key::new("meta/cluster".to_owned())
 }
 
 /// The key of a lease.

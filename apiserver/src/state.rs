@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, RwLock};
 
+use http::HeaderValue;
 use muster_api::env::Env;
 use muster_api::wire::PlanReport;
 use muster_store::{CommitError, Compare, Op, Store, Txn};
@@ -50,6 +51,8 @@ pub struct State {
     pub documents: Documents,
     /// What is counted.
     pub metrics: Metrics,
+    /// The uid of the cluster, as the header that every answer has. Whoever remembers it notices another cluster behind an address.
+    pub cluster: HeaderValue,
     plan: RwLock<Option<Arc<PlanReport>>>,
     stopping: CancellationToken,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
@@ -61,9 +64,12 @@ pub enum StartError {
     /// The store did not answer.
     #[error("the store cannot be used")]
     Store(#[from] muster_store::Error),
-    /// A namespace that must be there could not be made.
+    /// A namespace that must be there, or the cluster's uid, could not be made.
     #[error("the first namespaces cannot be made")]
     Commit(#[from] CommitError),
+    /// What is kept as the cluster's uid is none.
+    #[error("the cluster's uid in the store is damaged: {0:?}; restore the store from a backup")]
+    Cluster(String),
 }
 
 impl State {
@@ -71,6 +77,7 @@ impl State {
     pub async fn start(config: Config) -> Result<Arc<State>, StartError> {
         let documents = Documents::new(config.resources.clone());
         let resources = Arc::new(Registry::new(config.resources));
+        let cluster = cluster_uid(&*config.store, &*config.env).await?;
         for name in DEFAULT_NAMESPACES {
             make_namespace(&*config.store, &*config.env, name).await?;
         }
@@ -84,6 +91,7 @@ impl State {
             logs: config.logs,
             documents,
             metrics: Metrics::new(),
+            cluster,
             plan: RwLock::default(),
             stopping: CancellationToken::new(),
             tasks: Mutex::default(),
@@ -120,6 +128,27 @@ impl State {
 impl Drop for State {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// The uid of the cluster: read, or made with the store's first server. A store keeps its own for ever, backups of it included.
+async fn cluster_uid(store: &dyn Store, env: &dyn Env) -> Result<HeaderValue, StartError> {
+    let key = keys::cluster();
+    loop {
+        if let Some(entry) = store.get(&key).await? {
+            let text = String::from_utf8_lossy(&entry.value).into_owned();
+            let uid = HeaderValue::from_str(&text).ok().filter(|uid| !uid.is_empty());
+            return uid.ok_or(StartError::Cluster(text));
+        }
+        let txn = Txn {
+            compares: vec![Compare::absent(key.clone())],
+            ops: vec![Op::put(key.clone(), env.uid().to_string())],
+        };
+        match store.commit(txn).await {
+            // Somebody else may have made it at the same time, so it is read in any case.
+            Ok(_) | Err(CommitError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -655,3 +655,33 @@ async fn what_happens_is_counted() {
         assert!(text.contains(line), "{line}\n{text}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_becomes_of_an_unreachable_task_is_said_in_full_or_refused() {
+    let server = Server::new().await;
+    let with = |unreachable: Value| {
+        let mut task = task("t");
+        task["spec"]["unreachable"] = unreachable;
+        task
+    };
+    for (unreachable, field) in [
+        (json!({"policy": "Wait", "after": "1m"}), "after"),
+        (json!({"policy": "ReplaceAfter"}), "after"),
+        (json!({"policy": "ReplaceAfter", "after": "9s"}), "after"),
+        (json!({"policy": "SelfFence", "after": "19s"}), "after"),
+        (
+            json!({"policy": "SelfFence", "after": "1m", "keep": "Original"}),
+            "keep",
+        ),
+        (json!({"policy": "Sometimes"}), "policy"),
+    ] {
+        let answer = server.jo().post(TASKS, &with(unreachable)).await.expect(422);
+        assert_eq!(
+            answer.json["details"]["causes"][0]["field"],
+            format!("spec.unreachable.{field}")
+        );
+    }
+    let fine = json!({"policy": "ReplaceAfter", "after": "10s", "keep": "Original"});
+    let task = server.jo().post(TASKS, &with(fine.clone())).await.expect(201).json;
+    assert_eq!(task["spec"]["unreachable"], fine);
+}

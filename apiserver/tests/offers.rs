@@ -557,6 +557,7 @@ async fn a_task_moves_forward_by_the_word_of_its_agent() {
         ("agent", json!("a2")),
         ("devices", json!(["GPU-a1-3"])),
         ("offer", json!("p")),
+        ("binding", json!(1)),
         ("ports", json!(["1"])),
     ] {
         let answer = cluster
@@ -571,10 +572,14 @@ async fn a_task_moves_forward_by_the_word_of_its_agent() {
     cluster.controllers().merge(&path, &unknown).await.expect(200);
     let back = cluster
         .agent()
-        .merge(&path, &json!({"status": {"reachability": "Reachable", "exitCode": 1}}))
+        .merge(
+            &path,
+            &json!({"status": {"reachability": "Reachable", "replacedBy": "x", "exitCode": 1}}),
+        )
         .await
         .expect(200);
     assert_eq!(back.json["status"]["reachability"], "Unknown");
+    assert_eq!(back.json["status"]["replacedBy"], Value::Null);
     let failed = cluster.agent().merge(&path, &phase("Failed")).await.expect(200).json;
     assert_eq!(failed["status"]["finishedAt"], "2026-01-01T00:00:00Z");
     cluster.agent().merge(&path, &phase("Finished")).await.expect(409);

@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
+use muster_store::{MemoryStore, Store};
 use serde_json::{Value, json};
 
 async fn make(server: &Server, names: &[&str]) {
@@ -534,4 +536,24 @@ async fn reasons_come_from_the_last_report() {
     assert_eq!(jo.get("/muster/v1/plan").await.expect(200).json["revision"], 7);
     make(server, &["b"]).await;
     jo.get("/muster/v1/why/default/b").await.expect(503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_answer_names_the_cluster_which_a_store_never_changes() {
+    let cluster_of = |answer: &Answer| answer.headers["muster-cluster"].to_str().unwrap().to_owned();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let first = Server::on(store.clone()).await;
+    let uid = cluster_of(&first.jo().get(TASKS).await.expect(200));
+    assert!(uuid::Uuid::parse_str(&uid).is_ok(), "{uid}");
+    assert_eq!(cluster_of(&first.anonymous().get(TASKS).await.expect(401)), uid);
+    assert_eq!(
+        cluster_of(&first.jo().get(&format!("{TASKS}/none")).await.expect(404)),
+        uid
+    );
+    first.env.advance(3600);
+    let again = Server::on(store).await;
+    assert_eq!(cluster_of(&again.jo().get("/version").await.expect(200)), uid);
+    let key = muster_apiserver::keys::cluster();
+    let entry = again.store.get(&key).await.unwrap().expect("it is kept");
+    assert_eq!(entry.value, uid.as_bytes());
 }

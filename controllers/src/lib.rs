@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use leader::{Candidate, Term};
 use runtime::Planner;
-use runtime::driver::{Ended, drive};
+use runtime::driver::{Clock, Ended, drive};
 use runtime::event::{Notes, write_events};
 use runtime::executor::{Executor, publish_reports};
 use runtime::feed::Feed;
@@ -196,7 +196,7 @@ fn start(
         parts,
         feed: feed.clone(),
         executor,
-        env: env.clone(),
+        clock: Clock::begin(env.clone()),
         acting: acting.clone(),
         revision: term.fence().revision,
     };
@@ -205,6 +205,7 @@ fn start(
     starter.add(planners::Reasons::new(config));
     starter.add(planners::Frameworks);
     starter.add(planners::Agents);
+    starter.add(planners::Unreachable);
     starter.add(planners::Tasks);
     starter.add(planners::Quotas);
     starter.add(planners::Events::new(config));
@@ -215,7 +216,7 @@ struct Starter {
     parts: JoinSet<Option<Ended>>,
     feed: Arc<Feed>,
     executor: Executor,
-    env: Arc<dyn Env>,
+    clock: Clock,
     acting: CancellationToken,
     revision: u64,
 }
@@ -223,11 +224,11 @@ struct Starter {
 impl Starter {
     fn add<P: Planner>(&mut self, planner: P) {
         let (feed, executor) = (self.feed.clone(), self.executor.clone());
-        let (env, acting, revision) = (self.env.clone(), self.acting.clone(), self.revision);
+        let (clock, acting, revision) = (self.clock.clone(), self.acting.clone(), self.revision);
         self.parts.spawn(async move {
             // A leader first sees its own lease, and with it everything that its predecessor did.
             acting.run_until_cancelled(feed.reached(revision)).await;
-            Some(drive(planner, feed, executor, env, acting).await)
+            Some(drive(planner, feed, executor, clock, acting).await)
         });
     }
 }

@@ -10,7 +10,7 @@ use common::{TestCluster, User};
 use muster_api::names;
 use muster_client::Client;
 use muster_controllers::leader::{Candidate, Term};
-use muster_controllers::runtime::driver::{Ended, drive};
+use muster_controllers::runtime::driver::{Clock, Ended, drive};
 use muster_controllers::runtime::event::Notes;
 use muster_controllers::runtime::executor::Executor;
 use muster_controllers::runtime::feed::Feed;
@@ -107,7 +107,7 @@ impl Stage {
             maker.clone(),
             self.feed.clone(),
             executor,
-            cluster.env.clone(),
+            Clock::begin(cluster.env.clone()),
             cancel.clone(),
         ))
     }

@@ -71,6 +71,8 @@ pub enum Command {
     Wait(WaitArgs),
     /// Explain why a task is not placed, agent by agent.
     Why(WhyArgs),
+    /// Say of an agent that cannot be reached that it is really gone.
+    Gone(GoneArgs),
     /// Show what happened.
     Events(EventsArgs),
     /// Show which kinds there are.
@@ -345,6 +347,18 @@ pub struct WhyArgs {
     pub output: Option<String>,
 }
 
+/// `mctl gone`.
+#[derive(Debug, Args)]
+pub struct GoneArgs {
+    /// The agent.
+    #[arg(value_name = "AGENT")]
+    pub agent: String,
+    /// Its machine is powered off, you have seen it: nothing of its tasks runs any more. Without this, tasks are replaced or given up
+    /// only as their spec.unreachable says, but although many agents were lost at once.
+    #[arg(long)]
+    pub powered_off: bool,
+}
+
 /// `mctl events`.
 #[derive(Debug, Args)]
 pub struct EventsArgs {
@@ -442,6 +456,7 @@ mod tests {
             "mctl wait task/a --for=condition=Ready --timeout 1m",
             "mctl wait task a --for=jsonpath={.status.phase}=Running",
             "mctl why a -o json",
+            "mctl gone a1 --powered-off",
             "mctl events --for task/a -w",
             "mctl dev --listen 127.0.0.1:0 --agents 3 --gpus sim:8xH100 --runtime fake",
             "mctl version --client",

@@ -28,6 +28,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use cli::{Cli, Command, DryRun, Global};
 use failure::{Exit, Failure, Outcome};
+use muster_api::env::{Env as _, SystemEnv};
 use session::{Session, Terminal};
 use style::Paint;
 
@@ -93,6 +94,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Run(args) => commands::run::run(session, args, terminal).await,
         Command::Wait(args) => commands::wait::run(session, args, terminal).await,
         Command::Why(args) => commands::why::run(session, args, terminal).await,
+        Command::Gone(args) => commands::gone::run(session, args, SystemEnv.now(), terminal).await,
         Command::Events(args) => commands::events::run(session, args, terminal).await,
         Command::ApiResources(args) => commands::api_resources::run(session, args, terminal).await,
         Command::Dev(_) | Command::Server(_) | Command::Agent(_) => {

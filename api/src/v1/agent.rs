@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,14 @@ pub struct AgentSpec {
     /// Keeps new offers away. What runs goes on. Written by operators.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unschedulable: bool,
+    /// When an operator saw that the machine was powered off: `mctl gone NAME --powered-off` sets it to now. If the agent cannot be reached
+    /// since before then, that proves that its tasks run no more, and they become `Gone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub powered_off_at: Option<Time>,
+    /// Until when an operator looked at agents that were lost together. What was lost before then may be replaced although many
+    /// were lost at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brake_released_at: Option<Time>,
     /// What tasks may select agents by, such as `zone` and `rack`. `hostname` is always there. Written by the agent when it joins.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
@@ -122,6 +131,20 @@ pub enum Reachability {
 }
 
 impl Agent {
+    /// Since when it has not been heard from; `None` while it can be reached.
+    pub fn lost_since(&self) -> Option<Timestamp> {
+        let status = self.status.as_ref()?;
+        let lost = status.reachability != Reachability::Reachable;
+        let since = status.reachability_since.as_ref().map(|since| since.0);
+        lost.then(|| since.unwrap_or(Timestamp::MAX))
+    }
+
+    /// Whether an operator has said that the machine is off, and since the agent was lost: what was said before is about another loss.
+    pub fn is_powered_off(&self) -> bool {
+        let said = self.spec.powered_off_at.as_ref();
+        said.is_some_and(|said| self.lost_since().is_some_and(|since| said.0 >= since))
+    }
+
     /// The name of the object; agents always have one.
     pub fn name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()

@@ -15,6 +15,6 @@ pub use framework::{Demand, Framework, FrameworkSpec, FrameworkStatus, Scheduler
 pub use offer::{Offer, OfferPhase, OfferSpec, OfferStatus, OfferedResources};
 pub use quota::{Quota, QuotaAmounts, QuotaSpec, QuotaStatus};
 pub use task::{
-    Attempt, Constraint, Desired, EnvVar, Kill, Limits, Operator, RestartPolicy, Signal, Task, TaskReason, TaskSpec,
-    TaskStatus, User, conditions,
+    Attempt, Constraint, Desired, EnvVar, Keep, Kill, Limits, Operator, RestartPolicy, Signal, Task, TaskReason,
+    TaskSpec, TaskStatus, Unreachable, UnreachablePolicy, User, conditions,
 };

@@ -68,7 +68,8 @@ pub struct TaskSpec {
     /// More arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Environment variables. `MUSTER_TASK`, `MUSTER_NAMESPACE`, `MUSTER_AGENT` and `MUSTER_SANDBOX` are set too.
+    /// Environment variables. `MUSTER_TASK`, `MUSTER_NAMESPACE`, `MUSTER_AGENT` and `MUSTER_SANDBOX` are set too, and `MUSTER_FENCE`:
+    /// `<uid>@<attempt>@<binding>`, whose last number is higher for a replacement than for what it replaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<EnvVar>,
@@ -103,6 +104,9 @@ pub struct TaskSpec {
     /// How long the task may run in all; then it is stopped and has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Span>,
+    /// What becomes of the task when its agent cannot be reached. Default: it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreachable: Option<Unreachable>,
     /// How long the object is kept after the task has ended. Default: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_after_finished: Option<Span>,
@@ -247,6 +251,44 @@ impl Signal {
     }
 }
 
+/// What becomes of a task when its agent cannot be reached, and so nobody knows whether it still runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Unreachable {
+    /// `Wait`, `ReplaceAfter` or `SelfFence`. Default `Wait`.
+    pub policy: UnreachablePolicy,
+    /// How long the agent may be unreachable before the policy applies. For `ReplaceAfter` (at least 10s) and `SelfFence` (at least 20s).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Span>,
+    /// For `ReplaceAfter`: which of the two goes on when the original turns out to be alive: `Replacement` or `Original`. Default
+    /// `Replacement`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// What becomes of a task when its agent cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UnreachablePolicy {
+    /// Nothing, until the agent is back or proven to be off.
+    #[default]
+    Wait,
+    /// After a time another task like it is made. For a while both may run.
+    ReplaceAfter,
+    /// The agent's machine ends the task by itself after a time without contact, and the task is `Gone` once that is certain. Two never
+    /// run.
+    SelfFence,
+}
+
+/// Which of two tasks goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Keep {
+    /// The one that was made later.
+    #[default]
+    Replacement,
+    /// The one that was there first.
+    Original,
+}
+
 /// Whether a task should run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Desired {
@@ -265,6 +307,15 @@ pub struct TaskStatus {
     pub phase: Phase,
     /// What the control plane believes about the task's agent. Written by the controllers.
     pub reachability: Reachability,
+    /// Since when it believes that. Written by the controllers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reachability_since: Option<Time>,
+    /// While the agent cannot be reached: what happens about it, and what you can do. Written by the controllers.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reachability_message: String,
+    /// The name of the task that was made to replace this one. Written by the controllers, once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<String>,
     /// Why the task is where it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<TaskReason>,
@@ -277,6 +328,9 @@ pub struct TaskStatus {
     /// The offer that the task was bound from. Fixed by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offer: Option<String>,
+    /// The revision of that offer: of two placements, the later has the higher one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub binding: Option<u64>,
     /// The UUIDs of the GPUs that the task has. Fixed by the accepted offer.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub devices: BTreeSet<String>,
@@ -371,8 +425,14 @@ pub enum TaskReason {
     InvalidTask,
     /// Dropped: the agent let go of it before it had started it.
     NotStarted,
+    /// Failed: its machine was restarted under it.
+    HostRebooted,
+    /// Failed: it was ended on its machine because the agent had no contact for as long as `spec.unreachable` allows. Gone: it must have been.
+    SelfFenced,
     /// Gone: the agent object was removed.
     AgentRemoved,
+    /// Gone: an operator said that its machine is powered off.
+    AgentPoweredOff,
 }
 
 impl TaskReason {
@@ -401,6 +461,11 @@ impl Task {
     /// The agent that the task is bound to.
     pub fn agent(&self) -> Option<&str> {
         self.status.as_ref()?.agent.as_deref()
+    }
+
+    /// What becomes of it when its agent cannot be reached.
+    pub fn unreachable(&self) -> Unreachable {
+        self.spec.unreachable.clone().unwrap_or_default()
     }
 
     /// Who is charged.
@@ -434,9 +499,15 @@ impl FromStr for Signal {
 /// The conditions that follow from the rest of a status, by the rules of kstatus: `Ready` always, `Reconciling` and `Stalled`
 /// only while true. A condition that did not change keeps its time.
 pub fn conditions(status: &TaskStatus, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let reason = status
-        .reason
-        .map_or_else(|| status.phase.to_string(), |reason| format!("{reason:?}"));
+    let unreachable = status.phase.holds_resources() && status.reachability != Reachability::Reachable;
+    let (reason, message) = if unreachable && !status.reachability_message.is_empty() {
+        ("AgentUnreachable".to_owned(), &status.reachability_message)
+    } else {
+        let reason = status
+            .reason
+            .map_or_else(|| status.phase.to_string(), |reason| format!("{reason:?}"));
+        (reason, &status.message)
+    };
     let stalled = match status.phase {
         Phase::Pending => status.reason.is_some_and(TaskReason::is_stall),
         Phase::Failed | Phase::Error | Phase::Dropped | Phase::Gone => true,
@@ -463,7 +534,7 @@ pub fn conditions(status: &TaskStatus, generation: Option<i64>, now: Timestamp) 
             type_: type_.to_owned(),
             status: value.to_owned(),
             reason: reason.clone(),
-            message: status.message.clone(),
+            message: message.clone(),
             observed_generation: generation,
             last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
         }

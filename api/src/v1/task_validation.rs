@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::agent::check_request;
-use super::task::{Desired, Operator, RestartPolicy, Task, TaskSpec};
+use super::task::{Desired, Operator, RestartPolicy, Task, TaskSpec, Unreachable, UnreachablePolicy};
 use crate::device::GpuSelector;
+use crate::duration::Span;
 use crate::names;
 use crate::ports::PortRequest;
 use crate::quantity::{ByteSize, Scalar};
@@ -12,6 +13,10 @@ use crate::validation::{FieldPath, Violation, Violations};
 
 /// Longest command line, with all arguments and variables: half of Linux' `ARG_MAX` of 2 MiB, and so also the object limit.
 const COMMAND_BYTES_MAX: usize = 1 << 20;
+/// Agents that are cut off together are noticed within two renewals, 10 s, of each other; nothing is done about one before all are known.
+const REPLACE_AFTER_MIN: Span = Span::from_secs(10);
+/// An agent renews its session every 5 s, and may miss three renewals before it counts as lost: what fences itself sooner ends for nothing.
+const SELF_FENCE_MIN: Span = Span::from_secs(20);
 const ITEMS_MAX: usize = 1000;
 const PRIORITY_MAX: i32 = 1_000_000;
 
@@ -24,6 +29,7 @@ impl Task {
         self.validate_command(&mut violations, &spec);
         self.validate_resources(&mut violations, &spec);
         self.validate_placement(&mut violations, &spec);
+        self.validate_unreachable(&mut violations, &spec.field("unreachable"));
         violations.into_vec()
     }
 
@@ -191,6 +197,33 @@ impl Task {
                 &spec.field("maxRetries"),
                 "restartPolicy is Never; set it to OnFailure or Always",
             );
+        }
+    }
+
+    fn validate_unreachable(&self, violations: &mut Violations, path: &FieldPath) {
+        let Unreachable { policy, after, keep } = self.unreachable();
+        let least = match policy {
+            UnreachablePolicy::Wait => None,
+            UnreachablePolicy::ReplaceAfter => Some(REPLACE_AFTER_MIN),
+            UnreachablePolicy::SelfFence => Some(SELF_FENCE_MIN),
+        };
+        match (least, after) {
+            (None, Some(_)) => violations.forbidden(
+                &path.field("after"),
+                "policy is Wait, which waits for ever; set it to ReplaceAfter or SelfFence",
+            ),
+            (Some(least), None) => {
+                let why = format!("how long to wait before {policy:?} applies, at least {least}");
+                violations.required(&path.field("after"), &why);
+            }
+            (Some(least), Some(after)) if after < least => {
+                let why = format!("must be at least {least} for {policy:?}");
+                violations.invalid(&path.field("after"), after, &why);
+            }
+            _ => {}
+        }
+        if keep.is_some() && policy != UnreachablePolicy::ReplaceAfter {
+            violations.forbidden(&path.field("keep"), "only ReplaceAfter makes a replacement");
         }
     }
 

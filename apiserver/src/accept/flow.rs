@@ -313,7 +313,8 @@ impl Call<'_> {
             fence.guard(&mut txn);
         }
         for (index, (item, placed)) in items.iter_mut().zip(placed).enumerate() {
-            self.bind(&mut item.object, placed, agent, idempotency_key.map(|key| (key, index)));
+            let call = idempotency_key.map(|key| (key, index));
+            self.bind(&mut item.object, placed, (agent, offers[0].0.mod_revision), call);
             let value = self.encode(&item.object)?;
             let (compare, guard) = match item.revision {
                 Some(revision) => (
@@ -364,7 +365,7 @@ impl Call<'_> {
         }
     }
 
-    fn bind(&self, object: &mut Value, placed: Placed, agent: &str, call: Option<(&str, usize)>) {
+    fn bind(&self, object: &mut Value, placed: Placed, to: (&str, Revision), call: Option<(&str, usize)>) {
         if let Some((key, index)) = call {
             object["metadata"]["annotations"][ANNOTATION_KEY] = json!(key);
             object["metadata"]["annotations"][ANNOTATION_PLACE] = json!(index.to_string());
@@ -392,8 +393,9 @@ impl Call<'_> {
                 TaskStatus {
                     phase: Phase::Staging,
                     reason: Some(TaskReason::OfferAccepted),
-                    agent: Some(agent.to_owned()),
+                    agent: Some(to.0.to_owned()),
                     offer: Some(self.name.to_owned()),
+                    binding: Some(to.1),
                     devices: bundle.devices,
                     ports: bundle.ports,
                     ..TaskStatus::default()

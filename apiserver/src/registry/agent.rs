@@ -8,8 +8,8 @@ use super::{Context, Strategy, fence, metadata};
 use crate::error::Result;
 use crate::schema::typed;
 
-/// Fields of the status that the controllers write.
-const BELIEFS: [&str; 2] = ["reachability", "reachabilitySince"];
+/// Fields of the status, of an agent or of a task, that the controllers write.
+const BELIEFS: [&str; 4] = ["reachability", "reachabilitySince", "reachabilityMessage", "replacedBy"];
 
 pub(super) struct Agents;
 

@@ -179,6 +179,7 @@ fn binding_violations(before: &TaskStatus, after: &TaskStatus) -> Vec<Violation>
     let changed = [
         ("agent", before.agent != after.agent),
         ("offer", before.offer != after.offer),
+        ("binding", before.binding != after.binding),
         ("devices", before.devices != after.devices),
         ("ports", before.ports != after.ports),
     ];

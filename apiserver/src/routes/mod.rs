@@ -24,6 +24,7 @@ use axum::extract::State as Extract;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, header};
+use muster_api::names;
 
 use crate::auth::{self, Attributes, User};
 use crate::error::{ApiError, Result};
@@ -63,7 +64,7 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
     let method = parts.method.clone();
     let path = Path::parse(parts.uri.path());
     let (resource, name) = path.label();
-    let response = match dispatch(&state, path, parts, body).await {
+    let mut response = match dispatch(&state, path, parts, body).await {
         Ok(response) => response,
         Err(error) => {
             if error.code.is_server_error() {
@@ -72,6 +73,9 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
             error.into_response()
         }
     };
+    response
+        .headers_mut()
+        .insert(names::HEADER_CLUSTER, state.cluster.clone());
     state
         .metrics
         .request(method.as_str(), &resource, response.status().as_u16(), began.elapsed());

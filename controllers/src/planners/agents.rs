@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use muster_api::names;
 use muster_api::v1::{Agent, Reachability, Task};
+use muster_api::{Condition, Time};
 use serde_json::{Value, json};
 
 use super::condition;
@@ -45,10 +46,14 @@ impl Planner for Agents {
             return plan;
         };
         let belief = belief(agent, view.presence(name).is_some());
-        plan.writes.extend(about_agent(agent, belief, context.now));
+        plan.writes.extend(about_agent(agent, belief, context.steady));
+        let since = since(agent, belief, context.steady);
         let stale = view.live_tasks(name).filter(|task| believed(task) != belief);
         let mut writes = stale.map(|task| {
-            let body = json!({ "reachability": belief });
+            let mut body = json!({ "reachability": belief, "reachabilitySince": since });
+            if belief == Reachability::Reachable {
+                body["reachabilityMessage"] = Value::Null;
+            }
             Write::from(Action::status(Kind::Task, &task.metadata, body))
         });
         plan.writes.extend(writes.by_ref().take(TASKS_MAX));
@@ -73,6 +78,19 @@ fn believed(task: &Task) -> Reachability {
         .map_or(Reachability::Reachable, |status| status.reachability)
 }
 
+/// Since when the belief is held.
+fn since(agent: &Agent, belief: Reachability, now: Timestamp) -> Time {
+    let status = agent.status.as_ref();
+    let known = status.filter(|status| lost(status.reachability) == lost(belief));
+    known
+        .and_then(|status| status.reachability_since.clone())
+        .unwrap_or(Time(now))
+}
+
+fn lost(belief: Reachability) -> bool {
+    belief != Reachability::Reachable
+}
+
 fn belief(agent: &Agent, present: bool) -> Reachability {
     let before = agent
         .status
@@ -80,6 +98,7 @@ fn belief(agent: &Agent, present: bool) -> Reachability {
         .map_or(Reachability::Reachable, |status| status.reachability);
     match (present, before) {
         (true, _) => Reachability::Reachable,
+        (false, _) if agent.is_powered_off() => Reachability::Fenced,
         (false, Reachability::Fenced) => Reachability::Fenced,
         (false, Reachability::Reachable | Reachability::Unknown) => Reachability::Unknown,
     }
@@ -88,11 +107,12 @@ fn belief(agent: &Agent, present: bool) -> Reachability {
 fn about_agent(agent: &Agent, belief: Reachability, now: Timestamp) -> Option<Write> {
     let status = agent.status.as_ref()?;
     let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
-    let lost = belief != Reachability::Reachable;
+    let was_lost = lost(status.reachability);
+    let lost = lost(belief);
     // `Ready` is the agent's own to say, except that a lost one cannot take it back.
     let wrong = ready.is_some_and(|ready| {
         if lost {
-            ready.status == "True"
+            ready.reason != LOST
         } else {
             ready.reason == LOST
         }
@@ -101,10 +121,12 @@ fn about_agent(agent: &Agent, belief: Reachability, now: Timestamp) -> Option<Wr
         return None;
     }
     let mut body = json!({ "reachability": belief });
-    if status.reachability != belief {
-        body["reachabilitySince"] = json!(muster_api::Time(now));
+    if was_lost != lost {
+        body["reachabilitySince"] = json!(Time(now));
     }
-    body["conditions"] = conditions(agent, lost, now);
+    if wrong || was_lost != lost {
+        body["conditions"] = conditions(agent, lost, now);
+    }
     let (severity, reason, message) = if lost {
         (
             Severity::Warning,
@@ -118,11 +140,7 @@ fn about_agent(agent: &Agent, belief: Reachability, now: Timestamp) -> Option<Wr
     // Each loss is news of its own, so the time is part of the message.
     let message = format!("{message} (since {})", now.strftime("%Y-%m-%dT%H:%M:%SZ"));
     let note = Note::about(Kind::Agent, &agent.metadata, severity, reason, message);
-    Some(if status.reachability == belief {
-        write
-    } else {
-        write.telling(note)
-    })
+    Some(if was_lost == lost { write } else { write.telling(note) })
 }
 
 fn conditions(agent: &Agent, lost: bool, now: Timestamp) -> Value {
@@ -139,7 +157,10 @@ fn conditions(agent: &Agent, lost: bool, now: Timestamp) -> Value {
     } else {
         ("True", ("Present", "the agent's presence lease is alive"))
     };
-    let ready = condition(&before, ("Ready", status), texts, agent.metadata.generation, now);
+    let own = |condition: &&Condition| condition.type_ == "Ready" && condition.reason != LOST;
+    let own = before.iter().find(own).filter(|_| !lost).cloned();
+    // What an agent that is back says of itself stays: it may have said that it is not ready.
+    let ready = own.unwrap_or_else(|| condition(&before, ("Ready", status), texts, agent.metadata.generation, now));
     let mut after = vec![ready];
     after.extend(before.into_iter().filter(|condition| condition.type_ != "Ready"));
     json!(after)

@@ -1,6 +1,7 @@
 //! The planners, one file each. Every `plan` is a pure function of a view.
 
 mod agents;
+mod brake;
 mod events;
 mod frameworks;
 mod offers;
@@ -11,6 +12,7 @@ mod snapshot;
 mod tasks;
 #[cfg(test)]
 mod testing;
+mod unreachable;
 
 pub use agents::Agents;
 pub use events::Events;
@@ -20,6 +22,7 @@ pub use quotas::Quotas;
 pub use reasons::Reasons;
 pub use scheduling::Scheduling;
 pub use tasks::Tasks;
+pub use unreachable::Unreachable;
 
 use muster_api::v1::Task;
 use muster_api::{Condition, Time, Timestamp};

@@ -236,7 +236,10 @@ mod tests {
 
     /// What each offer is answered with: the names of the tasks, or `declined`.
     fn answers(view: &View, failures: u32) -> Vec<(String, Vec<String>)> {
-        let context = Context { now: now(), failures };
+        let context = Context {
+            failures,
+            ..Context::at(now())
+        };
         let plan = Scheduling::new(&Config::default()).plan(&(), view, &context);
         let answer = |write: Write| match write.action {
             Action::Accept { offer, request } => (offer.name.to_string(), request.bind),

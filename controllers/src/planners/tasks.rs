@@ -1,14 +1,14 @@
 //! What becomes of tasks that no agent speaks for: cancelled before they were bound, left behind by an agent that was removed,
-//! or long ended.
+//! replaced, or long ended.
 
 use jiff::Timestamp;
 use muster_api::Time;
 use muster_api::names;
 use muster_api::task_state::Phase;
-use muster_api::v1::{Desired, Task, TaskReason};
+use muster_api::v1::{Desired, Keep, Reachability, Task, TaskReason};
 use serde_json::json;
 
-use crate::runtime::{Action, Change, Context, Id, Kind, Plan, Planner, View};
+use crate::runtime::{Action, Change, Context, Id, Kind, Note, Plan, Planner, Severity, View, Write};
 
 /// Ends and removes tasks.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,17 @@ impl Planner for Tasks {
         } else if !phase.is_terminal() && abandoned {
             let why = "its agent was removed from the cluster; how the task ended is not known";
             plan.write(end(task, Phase::Gone, TaskReason::AgentRemoved, why, context.now));
+        } else if let Some((loser, why)) = loser(task, view) {
+            tracing::info!(task = loser.name(), why, "one of two is stopped");
+            let body = json!({ "spec": { "desired": Desired::Killed } });
+            let note = Note::about(
+                Kind::Task,
+                &loser.metadata,
+                Severity::Normal,
+                "Superseded",
+                why.to_owned(),
+            );
+            plan.write(Write::from(Action::patch(Kind::Task, &loser.metadata, body)).telling(note));
         } else if phase.is_terminal() && task.metadata.deletion_timestamp.is_some() {
             if abandoned {
                 plan.writes.extend(let_go(task).map(Into::into));
@@ -53,6 +64,37 @@ impl Planner for Tasks {
         }
         plan
     }
+}
+
+/// Of a task that lives and its replacement, the one that is to be stopped and is not yet, and why. A task that was replaced is told so
+/// whether or not it can be reached: it stops when it hears of it.
+fn loser<'a>(task: &'a Task, view: &'a View) -> Option<(&'a Task, &'static str)> {
+    let status = task.status.as_ref().filter(|status| !status.phase.is_terminal())?;
+    let replacement = Id::new(task.namespace(), status.replaced_by.as_deref()?);
+    let (loser, why) = match task.unreachable().keep.unwrap_or_default() {
+        Keep::Replacement => (
+            task,
+            "another task has replaced this one while its agent could not be reached",
+        ),
+        Keep::Original if status.reachability == Reachability::Reachable => {
+            let replacement = view.tasks.get(&replacement)?;
+            let uid = replacement
+                .metadata
+                .annotations
+                .as_ref()?
+                .get(names::ANNOTATION_REPLACES);
+            let ours = uid.is_some() && uid == task.metadata.uid.as_ref();
+            (
+                ours.then_some(&**replacement)?,
+                "the task that this one replaced is back and goes on",
+            )
+        }
+        Keep::Original => return None,
+    };
+    let stops = loser.spec.desired == Desired::Killed
+        || loser.phase().is_terminal()
+        || loser.metadata.deletion_timestamp.is_some();
+    (!stops).then_some((loser, why))
 }
 
 fn end(task: &Task, phase: Phase, reason: TaskReason, message: &str, now: Timestamp) -> Action {
@@ -169,5 +211,59 @@ mod tests {
             &Context::at(now()),
         );
         assert_eq!(there, Plan::default());
+    }
+
+    /// A task that another one has replaced, and the replacement.
+    fn replaced(keep: &str, reachability: &str) -> Cluster {
+        let unreachable = json!({ "policy": "ReplaceAfter", "after": "1m", "keep": keep });
+        let original = |task: TaskBuilder| {
+            let task = task.cpus(1).running("a1").spec("unreachable", unreachable);
+            task.status("reachability", json!(reachability))
+                .status("replacedBy", json!("t2"))
+        };
+        Cluster::default()
+            .agent("a1", 4)
+            .task("t1", original)
+            .task("t2", |task| task.cpus(1).replaces("uid-t1"))
+    }
+
+    #[track_caller]
+    fn check_loser(cluster: Cluster, expect: Option<&str>) {
+        let plan = plan(cluster);
+        let loser = plan.writes.first().map(|write| match &write.action {
+            Action::Patch {
+                id,
+                body,
+                status: false,
+                ..
+            } => {
+                assert_eq!(body["spec"]["desired"], "Killed");
+                id.name.to_string()
+            }
+            other => panic!("unexpected {other:?}"),
+        });
+        assert_eq!(loser.as_deref(), expect);
+    }
+
+    #[test]
+    fn of_a_task_and_its_replacement_one_goes_on_as_the_task_says() {
+        for reachability in ["Unknown", "Reachable"] {
+            check_loser(replaced("Replacement", reachability), Some("t1"));
+        }
+        check_loser(replaced("Original", "Unknown"), None);
+        check_loser(replaced("Original", "Reachable"), Some("t2"));
+    }
+
+    #[test]
+    fn a_task_that_only_has_the_name_of_a_replacement_is_left_alone() {
+        let cluster = replaced("Original", "Reachable").task("t2", |task| task.cpus(1).replaces("uid-of-another"));
+        check_loser(cluster, None);
+    }
+
+    #[test]
+    fn what_was_told_to_stop_is_not_told_again() {
+        let cluster = replaced("Original", "Reachable").task("t2", |task| task.cpus(1).replaces("uid-t1").killed());
+        // The replacement was not bound yet, which is the affair of its own key.
+        check_loser(cluster, None);
     }
 }

@@ -96,6 +96,21 @@ impl Cluster {
         })
     }
 
+    /// An agent that was lost after so many seconds.
+    pub(crate) fn lost(self, agent: &str, seconds: i64) -> Cluster {
+        let lost = self.without_presence(agent).believed(agent, Reachability::Unknown);
+        lost.edit(Kind::Agent, agent, |agent| {
+            agent["status"]["reachabilitySince"] = json!(at(seconds).to_string());
+        })
+    }
+
+    /// An agent of which an operator has said something: a time in its spec.
+    pub(crate) fn said(self, agent: &str, field: &str, seconds: i64) -> Cluster {
+        self.edit(Kind::Agent, agent, |agent| {
+            agent["spec"][field] = json!(at(seconds).to_string())
+        })
+    }
+
     pub(crate) fn unschedulable(self, agent: &str) -> Cluster {
         self.edit(Kind::Agent, agent, |agent| agent["spec"]["unschedulable"] = json!(true))
     }
@@ -210,6 +225,19 @@ impl TaskBuilder {
         }
         *at = value.into();
         self
+    }
+
+    pub(crate) fn spec(self, field: &str, value: Value) -> TaskBuilder {
+        self.set(&format!("/spec/{field}"), value)
+    }
+
+    pub(crate) fn status(self, field: &str, value: Value) -> TaskBuilder {
+        self.set(&format!("/status/{field}"), value)
+    }
+
+    /// Made to replace the task of this uid.
+    pub(crate) fn replaces(self, uid: &str) -> TaskBuilder {
+        self.set("/metadata/annotations", json!({ "muster.dev/replaces": uid }))
     }
 
     pub(crate) fn cpus(self, cpus: u32) -> TaskBuilder {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use muster_api::env::Env;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,35 @@ const PLANNING_MAX: Duration = Duration::from_millis(250);
 
 /// How long the view may take to reach what was written; then the watch starts anew.
 const BARRIER_MAX: Duration = Duration::from_secs(5);
+
+/// The clock of a term.
+#[derive(Clone)]
+pub struct Clock {
+    env: Arc<dyn Env>,
+    began: Instant,
+    term: Timestamp,
+}
+
+impl Clock {
+    /// A term begins.
+    pub fn begin(env: Arc<dyn Env>) -> Clock {
+        Clock {
+            term: env.now(),
+            began: Instant::now(),
+            env,
+        }
+    }
+
+    fn context(&self) -> Context {
+        let elapsed = SignedDuration::try_from(self.began.elapsed()).unwrap_or(SignedDuration::MAX);
+        Context {
+            now: self.env.now(),
+            steady: self.term.checked_add(elapsed).unwrap_or(Timestamp::MAX),
+            term: self.term,
+            failures: 0,
+        }
+    }
+}
 
 /// Why a driver ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +93,7 @@ pub async fn drive<P: Planner>(
     planner: P,
     feed: Arc<Feed>,
     executor: Executor,
-    env: Arc<dyn Env>,
+    clock: Clock,
     cancel: CancellationToken,
 ) -> Ended {
     let planner = Arc::new(planner);
@@ -79,7 +108,7 @@ pub async fn drive<P: Planner>(
         queue,
         feed,
         executor,
-        env,
+        clock,
     };
     tokio::select! {
         biased;
@@ -93,7 +122,7 @@ struct Driver<P: Planner> {
     queue: Arc<Queue<P::Key>>,
     feed: Arc<Feed>,
     executor: Executor,
-    env: Arc<dyn Env>,
+    clock: Clock,
 }
 
 /// What became of the plan of one key.
@@ -119,14 +148,14 @@ impl<P: Planner> Driver<P> {
     }
 
     async fn round(&self, keys: Vec<P::Key>, view: View) -> Option<Ended> {
-        let now = self.env.now();
+        let context = self.clock.context();
         let started = Instant::now();
         let mut writes = Vec::new();
         let mut owners = Vec::new();
         for (index, key) in keys.iter().enumerate() {
             let failures = self.queue.failures(key);
-            let plan = self.planner.plan(key, &view, &Context { now, failures });
-            self.take_note(key, &plan, now);
+            let plan = self.planner.plan(key, &view, &Context { failures, ..context });
+            self.take_note(key, &plan, context.now);
             owners.extend(std::iter::repeat_n(index, plan.writes.len()));
             writes.extend(plan.writes);
         }

@@ -221,6 +221,14 @@ impl Object {
         }
     }
 
+    /// The agent, if it is one.
+    pub fn agent(&self) -> Option<&Arc<Agent>> {
+        match self {
+            Object::Agent(agent) => Some(agent),
+            _ => None,
+        }
+    }
+
     /// The task, if it is one.
     pub fn task(&self) -> Option<&Arc<Task>> {
         match self {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use muster_api::ObjectMeta;
 use muster_api::wire::{AcceptRequest, AgentOffers, DeclineRequest, PlanReport};
 use serde_json::{Value, json};
@@ -31,16 +31,57 @@ pub trait Planner: Send + Sync + 'static {
 /// What a planner knows besides the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// The wall clock.
+    /// The wall clock. May jump: nothing that could make two of one task may depend on it.
     pub now: Timestamp,
+    /// Never jumps within a term: the wall clock when the term began, and the time since.
+    pub steady: Timestamp,
+    /// When the term of this leader began, by the steady clock.
+    pub term: Timestamp,
     /// How often the last plans for this key were refused in a row.
     pub failures: u32,
 }
 
+/// Times of objects are whole seconds, rounded down.
+const GRAIN: SignedDuration = SignedDuration::from_secs(1);
+
 impl Context {
-    /// The first plan for a key, at that time.
+    /// The first plan for a key, at that time, of a leader that has always led.
     pub fn at(now: Timestamp) -> Context {
-        Context { now, failures: 0 }
+        Context {
+            now,
+            steady: now,
+            term: Timestamp::MIN,
+            failures: 0,
+        }
+    }
+
+    /// How long ago that was, at least, whatever clocks have done since: a time from before the term counts from the term's beginning,
+    /// because it is another leader's clock that it was read from.
+    pub fn elapsed(&self, since: Timestamp) -> SignedDuration {
+        self.steady.duration_since(self.seen(since)) - GRAIN
+    }
+
+    /// A time from before the term, or that has not come yet, was read from another clock: all that is known of it is that it was before
+    /// the term.
+    fn seen(&self, since: Timestamp) -> Timestamp {
+        if since > self.steady {
+            self.term
+        } else {
+            since.max(self.term)
+        }
+    }
+
+    /// By the steady clock, when so much will have [elapsed](Context::elapsed) since then.
+    pub fn due(&self, since: Timestamp, wait: SignedDuration) -> Timestamp {
+        self.seen(since)
+            .checked_add(wait.saturating_add(GRAIN))
+            .unwrap_or(Timestamp::MAX)
+    }
+
+    /// The wall clock's time for a time of the steady one, for [`Plan::wake`].
+    pub fn wall(&self, steady: Timestamp) -> Timestamp {
+        let wait = steady.duration_since(self.steady);
+        self.now.checked_add(wait).unwrap_or(Timestamp::MAX)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod describe;
 pub mod diff;
 pub mod events;
 pub mod get;
+pub mod gone;
 pub mod live;
 pub mod logs;
 pub mod run;
