@@ -30,10 +30,8 @@ pub(crate) fn brake<'a>(agents: impl Iterator<Item = &'a Agent>) -> Option<Brake
         .filter_map(Agent::lost_since)
         .collect();
     times.sort_unstable();
-    let lost = (0..times.len()).map(|first| {
-        let within = times[first..].partition_point(|time| time.duration_since(times[first]) <= TOGETHER);
-        within
-    });
+    let lost = (0..times.len())
+        .map(|first| times[first..].partition_point(|time| time.duration_since(times[first]) <= TOGETHER));
     let lost = lost.max().unwrap_or(0);
     (lost > (total / SHARE).max(1)).then_some(Brake { lost, total })
 }
