@@ -8,13 +8,17 @@ mod framework;
 mod offer;
 mod quota;
 mod task;
+mod task_conditions;
 mod task_validation;
+mod unreachable;
 
 pub use agent::{Agent, AgentCapacity, AgentSpec, AgentStatus, Reachability, Versions};
 pub use framework::{Demand, Framework, FrameworkSpec, FrameworkStatus, Scheduler};
 pub use offer::{Offer, OfferPhase, OfferSpec, OfferStatus, OfferedResources};
 pub use quota::{Quota, QuotaAmounts, QuotaSpec, QuotaStatus};
 pub use task::{
-    Attempt, Constraint, Desired, EnvVar, Keep, Kill, Limits, Operator, RestartPolicy, Signal, Task, TaskReason,
-    TaskSpec, TaskStatus, Unreachable, UnreachablePolicy, User, conditions,
+    Attempt, Constraint, Desired, EnvVar, Kill, Limits, Operator, RestartPolicy, Signal, Task, TaskReason, TaskSpec,
+    TaskStatus, User,
 };
+pub use task_conditions::conditions;
+pub use unreachable::{Keep, Unreachable, UnreachablePolicy};

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use jiff::Timestamp;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::agent::Reachability;
+use super::unreachable::Unreachable;
 use crate::device::GpuSelector;
 use crate::duration::Span;
 use crate::names;
@@ -251,44 +251,6 @@ impl Signal {
     }
 }
 
-/// What becomes of a task when its agent cannot be reached, and so nobody knows whether it still runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Unreachable {
-    /// `Wait`, `ReplaceAfter` or `SelfFence`. Default `Wait`.
-    pub policy: UnreachablePolicy,
-    /// How long the agent may be unreachable before the policy applies. For `ReplaceAfter` (at least 10s) and `SelfFence` (at least 20s).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub after: Option<Span>,
-    /// For `ReplaceAfter`: which of the two goes on when the original turns out to be alive: `Replacement` or `Original`. Default
-    /// `Replacement`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub keep: Option<Keep>,
-}
-
-/// What becomes of a task when its agent cannot be reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum UnreachablePolicy {
-    /// Nothing, until the agent is back or proven to be off.
-    #[default]
-    Wait,
-    /// After a time another task like it is made. For a while both may run.
-    ReplaceAfter,
-    /// The agent's machine ends the task by itself after a time without contact, and the task is `Gone` once that is certain. Two never
-    /// run.
-    SelfFence,
-}
-
-/// Which of two tasks goes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Keep {
-    /// The one that was made later.
-    #[default]
-    Replacement,
-    /// The one that was there first.
-    Original,
-}
-
 /// Whether a task should run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Desired {
@@ -494,57 +456,4 @@ impl FromStr for Signal {
     fn from_str(text: &str) -> Result<Signal, serde_json::Error> {
         serde_json::from_value(serde_json::Value::String(text.to_owned()))
     }
-}
-
-/// The conditions that follow from the rest of a status, by the rules of kstatus: `Ready` always, `Reconciling` and `Stalled`
-/// only while true. A condition that did not change keeps its time.
-pub fn conditions(status: &TaskStatus, generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let unreachable = status.phase.holds_resources() && status.reachability != Reachability::Reachable;
-    let (reason, message) = if unreachable && !status.reachability_message.is_empty() {
-        ("AgentUnreachable".to_owned(), &status.reachability_message)
-    } else {
-        let reason = status
-            .reason
-            .map_or_else(|| status.phase.to_string(), |reason| format!("{reason:?}"));
-        (reason, &status.message)
-    };
-    let stalled = match status.phase {
-        Phase::Pending => status.reason.is_some_and(TaskReason::is_stall),
-        Phase::Failed | Phase::Error | Phase::Dropped | Phase::Gone => true,
-        Phase::Staging | Phase::Starting | Phase::Running | Phase::Killing | Phase::Finished | Phase::Killed => false,
-    };
-    let backing_off = status.reason == Some(TaskReason::BackOff);
-    let ready = match status.phase {
-        Phase::Running => !backing_off && status.reachability == Reachability::Reachable,
-        Phase::Finished => true,
-        _ => false,
-    };
-    let reconciling = match status.phase {
-        Phase::Pending | Phase::Staging | Phase::Starting | Phase::Killing => !stalled,
-        Phase::Running => backing_off,
-        _ => false,
-    };
-    let condition = |type_: &str, value: bool| {
-        let value = if value { "True" } else { "False" };
-        let before = status
-            .conditions
-            .iter()
-            .find(|before| before.type_ == type_ && before.status == value);
-        Condition {
-            type_: type_.to_owned(),
-            status: value.to_owned(),
-            reason: reason.clone(),
-            message: message.clone(),
-            observed_generation: generation,
-            last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
-        }
-    };
-    let mut conditions = vec![condition("Ready", ready)];
-    if reconciling {
-        conditions.push(condition("Reconciling", true));
-    }
-    if stalled {
-        conditions.push(condition("Stalled", true));
-    }
-    conditions
 }

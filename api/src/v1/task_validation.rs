@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::agent::check_request;
-use super::task::{Desired, Operator, RestartPolicy, Task, TaskSpec, Unreachable, UnreachablePolicy};
+use super::task::{Desired, Operator, RestartPolicy, Task, TaskSpec};
+use super::unreachable::{Unreachable, UnreachablePolicy};
 use crate::device::GpuSelector;
 use crate::duration::Span;
 use crate::names;
