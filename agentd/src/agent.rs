@@ -24,7 +24,8 @@ use crate::devices::DeviceSource;
 use crate::executor::{self, Acted};
 use crate::feed::Backoff;
 use crate::limits::{
-    GRACE_DEFAULT, REPORT_JOBS, RESYNC, RUNTIME_DEADLINE, RUNTIME_JOBS, SHUTDOWN_PATIENCE, STOP_AGAIN,
+    GRACE_DEFAULT, REPORT_JOBS, RESYNC, ROUND_REST_MAX, ROUND_SHARE, RUNTIME_DEADLINE, RUNTIME_JOBS, SHUTDOWN_PATIENCE,
+    STOP_AGAIN,
 };
 use crate::orphans::Orphans;
 use crate::plan::{self, AgentPlan, Memory, PlanInput, Report, TaskKey};
@@ -80,6 +81,8 @@ pub(crate) struct Agent {
     report_slots: Arc<Semaphore>,
     list_backoff: Backoff,
     wake: Option<Instant>,
+    /// Until when the next round waits: rounds take a small part of the time, however many tasks there are.
+    rest: Instant,
     /// When everything has to be stopped at the latest, once it has to be stopped.
     draining: Option<Instant>,
     problems: BTreeSet<String>,
@@ -108,6 +111,7 @@ impl Agent {
             report_slots: Arc::new(Semaphore::new(REPORT_JOBS)),
             list_backoff: Backoff::new(),
             wake: None,
+            rest: Instant::now(),
             draining: None,
             problems: BTreeSet::new(),
             idle: false,
@@ -152,8 +156,14 @@ impl Agent {
                 self.seen(event);
             }
             self.joined |= self.parts.active.borrow_and_update().is_some();
+            let now = Instant::now();
+            if now < self.rest {
+                self.wake = Some(self.wake.map_or(self.rest, |wake| wake.min(self.rest)));
+                continue;
+            }
             if self.joined && self.view.is_listed() {
                 self.round().await;
+                self.rest = now + rest(now.elapsed());
             }
             if self.drained() {
                 break;
@@ -357,6 +367,11 @@ impl Agent {
             Done::Reported(key, Box::new(answer))
         });
     }
+}
+
+/// How long after its start a round that took this long is followed by the next.
+fn rest(took: Duration) -> Duration {
+    (took * ROUND_SHARE).min(ROUND_REST_MAX)
 }
 
 /// When the wall clock will show this, if nobody changes it; never the present, so that a clock that rounds makes no busy loop.

@@ -42,6 +42,13 @@ pub const RESYNC: Duration = Duration::from_secs(30);
 /// starving what runs on it.
 pub const RUNTIME_JOBS: usize = 8;
 
+/// Rounds of listing and planning take one part in so many of the time. A round is some microseconds for each container, exited ones
+/// included: with a hundred it takes less than a millisecond and nobody notices the pause; with ten thousand it would otherwise keep a CPU
+/// busy for as long as anything happens.
+pub const ROUND_SHARE: u32 = 8;
+/// The longest pause between rounds: what a status may be late.
+pub const ROUND_REST_MAX: Duration = Duration::from_millis(100);
+
 /// Status writes under way at a time. A write takes a few milliseconds, so sixteen are some thousands a second.
 pub const REPORT_JOBS: usize = 16;
 

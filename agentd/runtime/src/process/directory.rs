@@ -125,6 +125,12 @@ impl Directory {
         self.read("exit")
     }
 
+    /// Which file holds the exit: its number, and when it was made. A file is never written twice, so equal ones hold equal exits.
+    pub(super) fn exit_file(&self) -> io::Result<(u64, i64, i64)> {
+        let meta = fs::metadata(self.join("exit"))?;
+        Ok((meta.ino(), meta.ctime(), meta.ctime_nsec()))
+    }
+
     /// Writes a file whole. An exit is the one thing that a crash of the machine may not take back once it was seen, so it is synced; the
     /// others are only needed while the machine runs.
     pub(super) fn write(&self, name: &str, value: &impl Serialize) -> io::Result<()> {

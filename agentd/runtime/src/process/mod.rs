@@ -46,7 +46,7 @@ use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLI
 use crate::{Container, ContainerId, ContainerSpec, Error, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
 use control::{Created, LINE_MAX, Reply, Request};
 use directory::Directory;
-use shared::{Shared, blocking, lock, system};
+use shared::{Listed, Shared, blocking, lock, system};
 
 pub use config::{Config, Isolate, ShimCommand};
 pub use shim::shim_main;
@@ -83,6 +83,7 @@ impl ProcessRuntime {
             settling: Mutex::default(),
             tasks: Mutex::new(JoinSet::new()),
             busy: Mutex::default(),
+            exited: Mutex::default(),
         };
         Ok(ProcessRuntime {
             shared: Arc::new(shared),
@@ -328,17 +329,15 @@ impl Shared {
 
     async fn list_now(self: &Arc<Self>) -> Result<Vec<Container>, Error> {
         let shared = Arc::clone(self);
-        let ids = blocking("listing", move || shared.ids()).await?;
+        let listed = blocking("listing", move || shared.listed()).await?;
         // First watched, then looked at: a change in between is announced.
-        for id in &ids {
-            self.watch(id).await;
+        for listed in &listed {
+            if let Listed::Look(id) = listed {
+                self.watch(id).await;
+            }
         }
         let shared = Arc::clone(self);
-        blocking("listing", move || {
-            let containers = ids.into_iter().map(|id| shared.inspect_now(&shared.directory(&id)));
-            containers.filter_map(Result::transpose).collect()
-        })
-        .await
+        blocking("listing", move || shared.inspect_all(listed)).await
     }
 }
 

@@ -29,6 +29,14 @@ pub(super) struct Shared {
     pub(super) tasks: Mutex<JoinSet<()>>,
     /// Of each container that a call works on; two calls on one container take turns.
     pub(super) busy: Mutex<BTreeMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Containers that were seen to have exited, so that a list reads each of them once.
+    pub(super) exited: Mutex<BTreeMap<ContainerId, Exited>>,
+}
+
+/// A container that has exited: it does not change any more. True as long as its exit is in the same file.
+pub(super) struct Exited {
+    file: (u64, i64, i64),
+    container: Container,
 }
 
 impl Shared {
@@ -49,9 +57,10 @@ impl Shared {
         turn.lock_owned().await
     }
 
-    pub(super) fn ids(&self) -> Result<Vec<ContainerId>, Error> {
+    /// The containers that there are, in the order of their ids, with what is known of them without reading anything.
+    pub(super) fn listed(&self) -> Result<Vec<Listed>, Error> {
         let failed = |error: io::Error| system("listing", &error);
-        let mut ids = Vec::new();
+        let mut ids = BTreeSet::new();
         for entry in fs::read_dir(self.config.state_dir.join("containers")).map_err(failed)? {
             ids.extend(
                 entry
@@ -62,8 +71,9 @@ impl Shared {
                     .and_then(ContainerId::new),
             );
         }
-        ids.sort();
-        Ok(ids)
+        lock(&self.exited).retain(|id, _| ids.contains(id));
+        let listed = |id| self.exited(&id).map_or(Listed::Look(id), Listed::Exited);
+        Ok(ids.into_iter().map(listed).collect())
     }
 
     pub(super) async fn inspect(self: &Arc<Self>, directory: Directory) -> Result<Option<Container>, Error> {
@@ -117,6 +127,39 @@ impl Shared {
         }))
     }
 
+    /// The container, when it is known to have exited. Costs one look at the disk: another agent may have removed it, and made it anew.
+    pub(super) fn exited(&self, id: &ContainerId) -> Option<Container> {
+        let exited = lock(&self.exited);
+        let known = exited.get(id)?;
+        (self.directory(id).exit_file().ok()? == known.file).then(|| known.container.clone())
+    }
+
+    /// All containers, in the order of their ids.
+    pub(super) fn inspect_all(self: &Arc<Self>, listed: Vec<Listed>) -> Result<Vec<Container>, Error> {
+        let mut containers = Vec::with_capacity(listed.len());
+        for listed in listed {
+            let id = match listed {
+                Listed::Exited(container) => {
+                    containers.push(container);
+                    continue;
+                }
+                Listed::Look(id) => id,
+            };
+            let directory = self.directory(&id);
+            // Before the container is looked at: what is in the file then cannot be older.
+            let file = directory.exit_file().ok();
+            let Some(container) = self.inspect_now(&directory)? else {
+                continue;
+            };
+            if let (Some(file), State::Exited(_)) = (file, &container.state) {
+                let container = container.clone();
+                lock(&self.exited).insert(id, Exited { file, container });
+            }
+            containers.push(container);
+        }
+        Ok(containers)
+    }
+
     /// Removes the directory of a container, in one step for whoever lists. False: a shim lives there, so it stays.
     pub(super) fn discard(&self, directory: &Directory) -> Result<bool, Error> {
         let failed = |error: io::Error| system(&format!("removing {}", directory.path().display()), &error);
@@ -145,6 +188,14 @@ impl Shared {
             _ => Ok(true),
         }
     }
+}
+
+/// A container in a list.
+pub(super) enum Listed {
+    /// It was seen before, and has exited.
+    Exited(Container),
+    /// It has to be looked at.
+    Look(ContainerId),
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
