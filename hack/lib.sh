@@ -36,8 +36,10 @@ need_cargo() {
     command -v cargo >/dev/null || die "no Rust toolchain found; install one (rustup.rs), then run this again"
 }
 
-# What the build lacks on a fresh Debian 12: a C compiler for ring, and libseccomp for the process runtime.
+# What the build lacks on a fresh Debian 12: a C compiler for ring, libseccomp for the process runtime, and what turns etcd's
+# protocol into code.
 need_build() {
     need_cargo
-    need cc gcc pkg-config pkg-config /usr/include/seccomp.h libseccomp-dev
+    need cc gcc pkg-config pkg-config /usr/include/seccomp.h libseccomp-dev \
+        protoc protobuf-compiler /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
 }
