@@ -361,10 +361,12 @@ const fn reason_text(reason: Reason) -> &'static str {
 
 impl From<muster_store::Error> for ApiError {
     fn from(error: muster_store::Error) -> ApiError {
-        if error.is_retryable() {
-            ApiError::unavailable(error.to_string())
-        } else {
-            ApiError::internal(error.to_string())
+        match error {
+            // The next attempt may be after somebody has made room; until then deletions work.
+            muster_store::Error::Unavailable(_) | muster_store::Error::Full(_) => {
+                ApiError::unavailable(error.to_string())
+            }
+            muster_store::Error::Fatal(_) => ApiError::internal(error.to_string()),
         }
     }
 }

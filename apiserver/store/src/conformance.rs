@@ -36,7 +36,7 @@ use crate::types::{
     WatchStream,
 };
 
-pub use faults::under_faults;
+pub use faults::{under_faults, under_storm};
 
 /// Longer than anything takes that works. Under paused time it costs nothing.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -11,10 +11,13 @@
 pub mod conformance;
 mod core;
 pub mod embedded;
+pub mod etcd;
 pub mod fault;
 mod history;
 mod leases;
 mod memory;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod types;
 mod watch;
 
@@ -23,6 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use embedded::EmbeddedStore;
+pub use etcd::{EtcdConfig, EtcdStore, EtcdTls};
 pub use fault::{FaultStore, Faults};
 pub use memory::MemoryStore;
 pub use types::{
@@ -53,17 +57,19 @@ pub trait Store: Send + Sync + 'static {
     /// The stream ends after its first error. A start that has been compacted away yields [`WatchError::Compacted`].
     fn watch(&self, prefix: &Prefix, after: Revision) -> WatchStream;
 
-    /// The revision of the last commit.
+    /// The revision of the last commit, or a later one: in a store that others use too, revisions pass that change nothing here.
     async fn revision(&self) -> Result<Revision, Error>;
 
     /// Forgets history up to and including `revision`; current values stay. Watches may then only start at or after it.
     /// What is forgotten already may be forgotten again; a revision that has not been yet is [`Error::Fatal`].
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 
-    /// A new lease that ends `ttl` after its last [`keep_alive`](Store::keep_alive).
+    /// A new lease that ends `ttl` after its last [`keep_alive`](Store::keep_alive), or later: stores have their own shortest
+    /// lease, and some count whole seconds. Holders go by the `ttl` that they asked for.
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error>;
 
-    /// Restarts the lease's clock. Writes nothing and takes no revision.
+    /// Restarts the lease's clock. Writes nothing and takes no revision. Success is a hint: who must know that a key under the
+    /// lease is still there compares it in a transaction.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), LeaseError>;
 
     /// Ends the lease now: its keys are deleted at one new revision. A lease that is gone already is not an error.

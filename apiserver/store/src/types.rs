@@ -252,7 +252,10 @@ pub enum Error {
     /// The store cannot be reached or did not answer in time; a write may or may not have happened. Trying again can help.
     #[error("store unavailable: {0}")]
     Unavailable(String),
-    /// The store is damaged, full or misused; trying again does not help.
+    /// The store has no room: it takes nothing new until somebody makes some. Nothing was written; deletions still are.
+    #[error("store full: {0}")]
+    Full(String),
+    /// The store is damaged or misused; trying again does not help.
     #[error("store failed: {0}")]
     Fatal(String),
 }
@@ -262,7 +265,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Unavailable(_) => true,
-            Error::Fatal(_) => false,
+            Error::Full(_) | Error::Fatal(_) => false,
         }
     }
 }
@@ -314,7 +317,8 @@ pub enum WatchError {
 
 /// The limits that every store respects, so that a transaction that one takes, all take.
 ///
-/// They are etcd's defaults (`--max-txn-ops` 128, `--max-request-bytes` 1.5 MiB), less some room for its own framing.
+/// They are etcd's defaults (`--max-txn-ops` 128, `--max-request-bytes` 1.5 MiB), less one compare that the store needs itself and
+/// some room for its own framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Operations, and likewise compares, in one transaction.
@@ -327,7 +331,7 @@ pub struct Limits {
 
 /// See [`Limits`].
 pub const LIMITS: Limits = Limits {
-    txn_ops: 128,
+    txn_ops: 127,
     txn_bytes: 1_500_000,
     lease_min: Duration::from_millis(100),
 };

@@ -51,16 +51,23 @@ async fn three_members_with_tls_keep_every_promise() {
 
 async fn put(store: &EtcdStore, name: &str) -> Revision {
     let key = Key::new(name);
-    let seen = store.get(&key).await.unwrap().map_or(0, |entry| entry.mod_revision);
+    let seen = store
+        .get(&key)
+        .await
+        .expect("etcd is well")
+        .map_or(0, |entry| entry.mod_revision);
     let txn = Txn {
         compares: vec![Compare::modified(key.clone(), seen)],
         ops: vec![Op::put(key, "x")],
     };
-    store.commit(txn).await.unwrap()
+    store.commit(txn).await.expect("etcd is well")
 }
 
 async fn names(store: &EtcdStore) -> Vec<String> {
-    let listing = store.list(&Prefix::new(""), Page::default()).await.unwrap();
+    let listing = store
+        .list(&Prefix::new(""), Page::default())
+        .await
+        .expect("etcd is well");
     listing.entries.iter().map(|entry| entry.key.to_string()).collect()
 }
 

@@ -32,7 +32,7 @@ pub(super) async fn identify(
             async move { kv(&client).get(key, None).await }
         });
         let answer = read.await?.0;
-        let header = answer.header.clone().unwrap_or_default();
+        let header = answer.header.unwrap_or_default();
         let newest = layout::revision(header.revision);
         if let Some(found) = answer.kvs.first() {
             let identity = Identity {
@@ -136,7 +136,7 @@ impl Shared {
                     async move { kv(&client).get(key, options).await }
                 });
             let answer = answer.await?.0;
-            let revision = self.header(answer.header.clone()).map_err(refused)?;
+            let revision = self.header(answer.header).map_err(refused)?;
             if revision >= known {
                 return Ok(answer);
             }
