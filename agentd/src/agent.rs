@@ -286,6 +286,7 @@ impl Agent {
             devices: self.parts.devices.as_ref(),
             now: wall,
             may_start: session.is_some() && !self.view.regressed(),
+            can_fence: self.parts.runtime.guard().is_some(),
             draining: self.draining.is_some(),
             busy: &self.busy,
             orphans: &orphans,

@@ -140,6 +140,7 @@ pub async fn run(
         ttl: config.session_ttl,
         out: sessions_out,
         doubt: Arc::clone(&doubt),
+        runtime: Arc::clone(&runtime),
     };
     helpers.spawn(async move {
         match keeper.keep().await {

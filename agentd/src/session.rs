@@ -11,6 +11,7 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use muster_api::names::NAMESPACE_AGENTS;
 use muster_client::{Client, Error, Fence, Preconditions};
+use muster_runtime::{Guard, Runtime};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
@@ -94,6 +95,8 @@ pub struct Keeper {
     pub out: watch::Sender<Option<Session>>,
     /// Somebody was told that the session is gone: look at once.
     pub doubt: Arc<Notify>,
+    /// Whom containers are vouched for to, each time that the session is acknowledged.
+    pub runtime: Arc<dyn Runtime>,
 }
 
 impl Keeper {
@@ -119,12 +122,16 @@ impl Keeper {
         let holder = self.identity.to_string();
         let mut backoff = Backoff::new();
         loop {
+            let sent = self.mark();
             let created = self
                 .client
                 .create_ephemeral_lease(NAMESPACE_AGENTS, &self.agent, &holder, self.ttl)
                 .await;
             let error = match created {
-                Ok(fence) => return Ok(fence),
+                Ok(fence) => {
+                    self.vouch(sent);
+                    return Ok(fence);
+                }
                 Err(Error::AlreadyExists(_)) => match self.take_over().await {
                     Ok(Some(fence)) => return Ok(fence),
                     Ok(None) => continue,
@@ -147,6 +154,20 @@ impl Keeper {
         }
     }
 
+    /// The time by the clock of the runtime's guard.
+    fn mark(&self) -> Option<Duration> {
+        self.runtime.guard().map(Guard::now)
+    }
+
+    /// Tells the runtime that containers with a fence may go on: the session was acknowledged, and asked for at that time.
+    fn vouch(&self, asked: Option<Duration>) {
+        if let (Some(guard), Some(at)) = (self.runtime.guard(), asked)
+            && let Err(error) = guard.vouch(at)
+        {
+            tracing::error!(agent = self.agent, %error, "tasks that fence themselves may end though the agent is fine");
+        }
+    }
+
     /// Looks at who holds the session. `None`: nobody any more, so try again.
     async fn take_over(&self) -> Result<Option<Fence>, Blocked> {
         let lease: Lease = match self.client.get(Some(NAMESPACE_AGENTS), &self.agent).await {
@@ -162,7 +183,17 @@ impl Keeper {
         match judge(&self.identity, holder) {
             Held::Ours => {
                 let held = self.client.held_lease(NAMESPACE_AGENTS, &self.agent, holder).await;
-                held.map_err(Blocked::Failed)
+                let Some(fence) = held.map_err(Blocked::Failed)? else {
+                    return Ok(None);
+                };
+                // Nobody knows when it was granted.
+                let sent = self.mark();
+                match self.client.renew(&fence).await {
+                    Ok(()) => self.vouch(sent),
+                    Err(Error::Fenced(_) | Error::NotFound(_)) => return Ok(None),
+                    Err(error) => return Err(Blocked::Failed(error)),
+                }
+                Ok(Some(fence))
             }
             Held::Predecessor => {
                 let only_if = Preconditions {
@@ -195,11 +226,12 @@ impl Keeper {
                 () = self.doubt.notified() => {}
                 () = sleep(if doubtful { self.ttl / 6 } else { self.ttl / 3 }) => {}
             }
-            let sent = Instant::now();
+            let (sent, mark) = (Instant::now(), self.mark());
             let answer = tokio::time::timeout(self.ttl / 3, self.client.renew(&session.fence)).await;
             match answer {
                 Ok(Ok(())) => {
                     acknowledged = sent;
+                    self.vouch(mark);
                     if std::mem::take(&mut doubtful) {
                         self.out.send_replace(Some(session.clone()));
                     }

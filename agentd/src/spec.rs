@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use muster_api::quantity::{ByteSize, Scalar};
-use muster_api::v1::Task;
-use muster_runtime::{Container, ContainerId, ContainerSpec, Limits, Rootfs, User};
+use muster_api::v1::{Signal, Task, Unreachable, UnreachablePolicy};
+use muster_runtime::{Container, ContainerId, ContainerSpec, Fence, Limits, Rootfs, Stop, User};
 
 use crate::devices::{DeviceSource, UnknownDevice, inject};
-use crate::limits::PIDS_MAX;
+use crate::limits::{GRACE_DEFAULT, PIDS_MAX};
 
 /// Label: the uid of the task.
 pub const LABEL_UID: &str = "muster.dev/task-uid";
@@ -65,7 +65,10 @@ pub fn container_spec(
         rootfs: Rootfs::Host,
         mounts: Vec::new(),
         devices: Vec::new(),
-        limits: limits(task),
+        limits: Limits {
+            fence: fence(task),
+            ..limits(task)
+        },
         labels: labels(task, attempt, &uuids),
     };
     inject(&mut spec, edits);
@@ -74,6 +77,10 @@ pub fn container_spec(
 
 fn uid(task: &Task) -> &str {
     task.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn binding(task: &Task) -> u64 {
+    task.status.as_ref().and_then(|status| status.binding).unwrap_or(0)
 }
 
 fn labels(task: &Task, attempt: u32, devices: &[&str]) -> BTreeMap<String, String> {
@@ -100,6 +107,7 @@ fn environment(task: &Task, attempt: u32, agent: &str) -> BTreeMap<String, Strin
         ("MUSTER_AGENT", agent.to_owned()),
         ("MUSTER_TASK_UID", uid(task).to_owned()),
         ("MUSTER_ATTEMPT", attempt.to_string()),
+        ("MUSTER_FENCE", format!("{}@{attempt}@{}", uid(task), binding(task))),
     ];
     let promised = promised.into_iter().map(|(name, value)| (name.to_owned(), value));
     let ports = task.status.iter().flat_map(|status| status.ports.iter());
@@ -107,6 +115,23 @@ fn environment(task: &Task, attempt: u32, agent: &str) -> BTreeMap<String, Strin
         .enumerate()
         .map(|(index, port)| (format!("PORT{index}"), port.to_string()));
     own.chain(promised).chain(ports).collect()
+}
+
+/// How the machine ends the task by itself, if it shall.
+pub fn fence(task: &Task) -> Option<Fence> {
+    let Unreachable { policy, after, .. } = task.unreachable();
+    let Stop { signal, grace } = stop(task);
+    let after = after.filter(|_| policy == UnreachablePolicy::SelfFence)?.duration();
+    Some(Fence { after, signal, grace })
+}
+
+/// How the task is stopped.
+pub fn stop(task: &Task) -> Stop {
+    let kill = task.spec.kill.clone().unwrap_or_default();
+    Stop {
+        signal: kill.signal.unwrap_or(Signal::SIGTERM).number(),
+        grace: kill.grace_period.map_or(GRACE_DEFAULT, |grace| grace.duration()),
+    }
 }
 
 /// A task that asks for no memory has no memory limit: there is nothing to derive one from.
@@ -120,6 +145,7 @@ fn limits(task: &Task) -> Limits {
         memory_bytes: (memory != ByteSize::ZERO).then_some(memory.bytes()),
         pids: Some(PIDS_MAX),
         log_bytes: 0,
+        fence: None,
     }
 }
 
@@ -153,6 +179,7 @@ mod tests {
         task.spec.resources.memory = ByteSize::from_mib(64);
         let status = task.status.as_mut().expect("bound");
         status.ports = PortSet::range(31_000, 31_001);
+        status.binding = Some(41);
         status.devices = ["GPU-sim-a1-01".to_owned()].into();
         let source = SimulatedDevices::parse("2xH100", "a1").expect("well-formed");
         let spec = container_spec(&task, 2, "a1", &source).expect("the devices are here");
@@ -165,6 +192,7 @@ mod tests {
             ("MUSTER_AGENT", "a1"),
             ("MUSTER_TASK_UID", "uid-t1"),
             ("MUSTER_ATTEMPT", "2"),
+            ("MUSTER_FENCE", "uid-t1@2@41"),
             ("PORT0", "31000"),
             ("PORT1", "31001"),
             ("NVIDIA_VISIBLE_DEVICES", "GPU-sim-a1-01"),

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use muster_api::Time;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Attempt, TaskReason, TaskStatus};
-use muster_runtime::{Exit, State};
+use muster_runtime::{Exit, FENCED, State};
 
 use crate::limits::ATTEMPTS_MAX;
 
@@ -109,13 +109,18 @@ impl Ended {
 
     /// Whether it ended with exit code 0.
     pub fn succeeded(&self) -> bool {
-        self.code == Some(0) && !self.oom_killed
+        self.code == Some(0) && !self.oom_killed && self.error.is_none()
     }
 
     /// What it means for a task that is not run again.
     pub fn outcome(&self) -> Outcome {
         let outcome = |phase, reason, message: String| Outcome { phase, reason, message };
         match (&self.error, self.code, self.signal) {
+            (Some(error), _, _) if error == FENCED => {
+                let message =
+                    "ended on its machine because the agent had no contact for as long as spec.unreachable allows";
+                outcome(Phase::Failed, TaskReason::SelfFenced, message.to_owned())
+            }
             (Some(error), None, None) if self.started_ms.is_none() && error != VANISHED => outcome(
                 Phase::Failed,
                 TaskReason::LaunchFailed,
@@ -227,6 +232,11 @@ mod tests {
                 TaskReason::OutOfMemory,
             ),
             (never_ran, Phase::Failed, TaskReason::LaunchFailed),
+            (
+                ended(None, Some(15), false, Some(FENCED)),
+                Phase::Failed,
+                TaskReason::SelfFenced,
+            ),
             (
                 ended(None, None, false, Some("lost")),
                 Phase::Failed,

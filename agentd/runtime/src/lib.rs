@@ -14,15 +14,28 @@ pub mod process;
 pub mod spec;
 mod types;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 pub use fake::FakeRuntime;
 pub use process::ProcessRuntime;
 pub use types::{
-    Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, Isolation, Limits, LogChunk, LogLine, LogPosition,
-    LogQuery, Mount, Rootfs, State, Stop, Stream, User,
+    Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, Limits, LogChunk,
+    LogLine, LogPosition, LogQuery, Mount, Rootfs, State, Stop, Stream, User,
 };
+
+/// Ends containers by itself, without whoever asked for them: for those whose caller may lose the right to have them run and not notice,
+/// because it hangs or is gone.
+pub trait Guard: Send + Sync {
+    /// The time since the machine was started, suspension included, by the clock that fences count with.
+    fn now(&self) -> Duration;
+
+    /// Vouches for all containers up to that time, which must have been [now](Guard::now) when the right to have them run was asked for. A
+    /// container with a [`Fence`] cannot be made before anybody has.
+    fn vouch(&self, at: Duration) -> Result<(), Error>;
+}
 
 /// Runs containers. One of the four seams.
 #[async_trait]
@@ -55,4 +68,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Wakes its reader when any container may have changed state. May say too much, never too little; carries no data:
     /// the reader lists again.
     fn changes(&self) -> BoxStream<'static, ()>;
+
+    /// What ends containers that have a [`Limits::fence`]; `None`: nothing does, so none may be made.
+    fn guard(&self) -> Option<&dyn Guard> {
+        None
+    }
 }

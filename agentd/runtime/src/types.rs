@@ -152,7 +152,24 @@ pub struct Limits {
     /// Bytes of the log file before it is rotated; one rotated file is kept. Zero is
     /// [`LOG_BYTES_DEFAULT`](crate::limits::LOG_BYTES_DEFAULT).
     pub log_bytes: u64,
+    /// How long it may run without anybody vouching for it, see [`crate::Guard`].
+    #[serde(default)]
+    pub fence: Option<Fence>,
 }
+
+/// When a container ends by itself, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// When nobody has vouched for so long.
+    pub after: Duration,
+    /// It is sent this signal.
+    pub signal: i32,
+    /// And after this, everything in it is killed.
+    pub grace: Duration,
+}
+
+/// The [`Exit::error`] of a container that its fence has ended.
+pub const FENCED: &str = "ended by its fence: nobody vouched for it any more";
 
 /// A container as the runtime sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

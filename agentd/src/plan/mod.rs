@@ -71,6 +71,8 @@ pub struct PlanInput<'a> {
     pub now: Timestamp,
     /// Whether tasks that never ran may be run: this process holds the agent's session.
     pub may_start: bool,
+    /// Whether the runtime can end a container without the agent.
+    pub can_fence: bool,
     /// Whether everything is to be stopped because the agent ends.
     pub draining: bool,
     /// Uids of tasks that the runtime works on right now; nothing is planned for them.

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use muster_api::names::FINALIZER_AGENT;
 use muster_api::task_state::{Phase, Writer};
-use muster_api::v1::{Desired, Signal, Task, TaskReason, TaskStatus};
-use muster_runtime::{Container, ContainerId, State, Stop};
+use muster_api::v1::{Desired, Task, TaskReason, TaskStatus};
+use muster_runtime::{Container, ContainerId, State};
 
 use super::memory::after;
 use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier};
-use crate::limits::{CONTAINERS_KEPT, GRACE_DEFAULT, START_PATIENCE};
+use crate::limits::{CONTAINERS_KEPT, START_PATIENCE};
 use crate::restart::{self, Decision};
-use crate::spec::{container_id, container_spec};
+use crate::spec::{self, container_id, container_spec};
 use crate::status::{self, Ended, Outcome};
 
 pub(super) fn plan(
@@ -206,6 +206,10 @@ impl Case<'_> {
         if let Err(error) = spec.check() {
             return self.end(impossible(error.to_string()), self.now_ms());
         }
+        if spec.limits.fence.is_some() && !self.input.can_fence {
+            let why = "not started: spec.unreachable is SelfFence, and the runtime of this agent cannot end a task without the agent";
+            return self.end(not_started(why.to_owned()), self.now_ms());
+        }
         let failure = self.input.memory.failure(&id, Verb::Create).cloned();
         match &failure {
             Some(failure) if failure.invalid => return self.end(impossible(failure.message.clone()), self.now_ms()),
@@ -227,6 +231,12 @@ impl Case<'_> {
             let spec = Box::new(spec);
             self.act(Action::Create { id, spec });
         }
+    }
+
+    /// Whether an attempt may be begun now. Further ones are begun without a session, too, unless somebody may think by then that the task
+    /// has ended itself.
+    fn may_begin(&self, number: u32) -> bool {
+        self.input.may_start || (number > 1 && spec::fence(self.task).is_none())
     }
 
     /// A device of the task that another task's container still holds, in words.
@@ -262,7 +272,7 @@ impl Case<'_> {
         let acknowledged = self.status.phase != Phase::Staging;
         if failed {
             self.stop(id);
-        } else if acknowledged && waits.is_none() && (number > 1 || self.input.may_start) {
+        } else if acknowledged && waits.is_none() && self.may_begin(number) {
             self.act(Action::Start(id.clone()));
         }
     }
@@ -330,7 +340,7 @@ impl Case<'_> {
         let at = Timestamp::from_millisecond(at_ms).unwrap_or(self.input.now);
         if at > self.input.now {
             self.plan.wake = earlier(self.plan.wake, Some(at));
-        } else if let (Ok(spec), None) = (spec, waits) {
+        } else if let (Ok(spec), None, true) = (spec, waits, self.may_begin(number)) {
             let spec = Box::new(spec);
             self.act(Action::Create { id, spec });
         }
@@ -375,12 +385,7 @@ impl Case<'_> {
     }
 
     fn stop(&mut self, id: &ContainerId) {
-        let kill = self.task.spec.kill.clone().unwrap_or_default();
-        let stop = Stop {
-            signal: kill.signal.unwrap_or(Signal::SIGTERM).number(),
-            grace: kill.grace_period.map_or(GRACE_DEFAULT, |grace| grace.duration()),
-        };
-        self.plan.stop(self.input, id, stop);
+        self.plan.stop(self.input, id, spec::stop(self.task));
     }
 
     fn learned(&self, ended: Option<&Ended>) -> Vec<muster_api::v1::Attempt> {

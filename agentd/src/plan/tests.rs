@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use muster_api::duration::Span;
 use muster_api::task_state::Phase;
-use muster_api::v1::{Attempt, Desired, Kill, RestartPolicy, Signal, Task, TaskReason};
+use muster_api::v1::{Attempt, Desired, Kill, RestartPolicy, Signal, Task, TaskReason, Unreachable, UnreachablePolicy};
 use muster_runtime::{Error, Exit, State};
 
 use super::testing::*;
@@ -79,6 +79,45 @@ fn nothing_new_is_started_without_a_session_but_what_runs_is_looked_after() {
     let mut scene = Scene::at(Phase::Running, retrying(RestartPolicy::Always)).with("t", 1, exit(1));
     scene.may_start = false;
     scene.check(&["create 2"], BACK_OFF);
+}
+
+fn fencing(task: &mut Task) {
+    task.spec.restart_policy = RestartPolicy::Always;
+    task.spec.unreachable = Some(Unreachable {
+        policy: UnreachablePolicy::SelfFence,
+        after: Some(Span::from_secs(60)),
+        keep: None,
+    });
+}
+
+#[test]
+fn what_fences_itself_is_not_begun_again_without_a_session() {
+    let mut scene = Scene::at(Phase::Running, fencing).with("t", 1, exit(1));
+    scene.may_start = false;
+    scene.check(&[], BACK_OFF);
+    scene.may_start = true;
+    scene.check(&["create 2"], BACK_OFF);
+    let mut scene = Scene::at(Phase::Running, fencing)
+        .with("t", 1, exit(1))
+        .with("t", 2, State::Created);
+    scene.may_start = false;
+    scene.check(&[], BACK_OFF);
+}
+
+#[test]
+fn what_fences_itself_is_given_back_where_nothing_can_end_it() {
+    let mut scene = Scene::of(fencing);
+    let plan = scene.check(&["create 1"], PREPARING);
+    let Some(Action::Create { spec, .. }) = plan.actions.values().flatten().next() else {
+        panic!("{plan:?}")
+    };
+    let fence = spec.limits.fence.expect("it has one");
+    assert_eq!(
+        (fence.after.as_secs(), fence.signal, fence.grace.as_secs()),
+        (60, 15, 5)
+    );
+    scene.can_fence = false;
+    scene.check(&[], Some((Phase::Dropped, TaskReason::NotStarted)));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A router with an in-memory store, agents with fake runtimes, all on tokio's paused clock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use muster_agentd::devices::SimulatedDevices;
@@ -106,6 +106,23 @@ impl Cluster {
             request
         });
         Client::in_process(counted, &self.token(agent))
+    }
+
+    /// A client of the agent of this name whose way to the server can be cut.
+    pub(crate) fn cuttable(&self, agent: &str, cut: Arc<AtomicBool>) -> Client {
+        let router = self.router();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (router, cut) = (router.clone(), Arc::clone(&cut));
+            async move {
+                let lost = || std::io::Error::other("the connection is lost");
+                if cut.load(Ordering::Relaxed) {
+                    return Err(lost());
+                }
+                let Ok(answer) = router.oneshot(request.map(axum::body::Body::new)).await;
+                Ok(answer)
+            }
+        });
+        Client::in_process(service, &self.token(agent))
     }
 
     /// How many requests agents have made.

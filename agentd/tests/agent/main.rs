@@ -5,6 +5,7 @@ mod faults;
 mod logs;
 mod process;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Cluster, until};
@@ -308,4 +309,68 @@ async fn an_agent_waits_quietly_for_a_server_that_has_stopped() {
     let asked = cluster.requests() - requests;
     assert!(asked < 150, "{asked} requests in a minute");
     assert!(machine.history().len() > 10, "what runs is looked after meanwhile");
+}
+
+fn fencing(spec: &mut muster_api::v1::TaskSpec) {
+    spec.unreachable = Some(muster_api::v1::Unreachable {
+        policy: muster_api::v1::UnreachablePolicy::SelfFence,
+        after: Some(muster_api::duration::Span::from_secs(30)),
+        keep: None,
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_fences_itself_ends_though_its_agent_is_dead() {
+    let cluster = Cluster::new().await;
+    let machine = cluster.machine();
+    let first = cluster.joined(&machine, 1).await;
+    cluster.launch(&["sleep 100000"], fencing).await;
+    cluster.reaches("t0", Phase::Running).await;
+    let fenced = cluster.container("t0", 1).await;
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(
+        cluster.phase("t0").await,
+        Some(Phase::Running),
+        "as long as it is vouched for"
+    );
+    first.crash().await;
+    let start = Instant::now();
+    let ended = async || {
+        let containers = machine.list().await.expect("it lists");
+        containers
+            .iter()
+            .any(|container| container.id == fenced && matches!(container.state, State::Exited(_)))
+    };
+    until("it ends", ended).await;
+    // The last renewal was up to five seconds before.
+    assert!((24..=30).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    let _second = cluster.joined(&machine, 2).await;
+    let status = cluster.reaches("t0", Phase::Failed).await.status.expect("it is told");
+    assert_eq!(status.reason, Some(TaskReason::SelfFenced));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_fences_itself_ends_when_the_server_is_silent_and_is_not_begun_again() {
+    let cluster = Cluster::new().await;
+    let machine = cluster.machine();
+    let cut = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let client = cluster.cuttable("a1", Arc::clone(&cut));
+    let _running = cluster.run_with(&machine, cluster.config(1), client);
+    until("it joins", async || cluster.session().await.is_some()).await;
+    cluster
+        .launch(&["sleep 100000"], |spec| {
+            fencing(spec);
+            spec.restart_policy = RestartPolicy::Always;
+        })
+        .await;
+    cluster.reaches("t0", Phase::Running).await;
+    let (first, second) = (cluster.container("t0", 1).await, cluster.container("t0", 2).await);
+    cut.store(true, std::sync::atomic::Ordering::Relaxed);
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!((machine.starts(&first), machine.starts(&second)), (1, 0));
+    cut.store(false, std::sync::atomic::Ordering::Relaxed);
+    until("it runs again", async || machine.starts(&second) == 1).await;
+    let task = cluster.reaches("t0", Phase::Running).await;
+    let first = task.status.expect("told").attempts[0].clone();
+    assert!(first.error.is_some_and(|error| error.contains("fence")), "it says why");
 }

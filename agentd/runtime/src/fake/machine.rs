@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::behaviour::{Behaviour, Ending};
 use crate::limits::{LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_CHUNK_BYTES};
 use crate::{
-    Container, ContainerId, ContainerSpec, Error, Exit, LogChunk, LogLine, LogPosition, LogQuery, State, Stop,
+    Container, ContainerId, ContainerSpec, Error, Exit, FENCED, Fence, LogChunk, LogLine, LogPosition, LogQuery, State,
+    Stop,
 };
 
 const SIGKILL: i32 = 9;
@@ -48,6 +49,8 @@ pub(super) struct Machine {
     pids: u32,
     /// The times of the last [`Machine::settle`]: the present, for all that is done to the machine.
     present: Option<(Instant, i64)>,
+    /// Up to when somebody vouches for containers with a fence.
+    vouched: Option<Instant>,
 }
 
 struct Fake {
@@ -70,6 +73,9 @@ struct Running {
     printed: usize,
     /// When the grace of a stop is over.
     kill_at: Option<Instant>,
+    fence: Option<Fence>,
+    /// Whether its fence has stopped it.
+    fenced: bool,
 }
 
 /// Output that was not rotated away yet.
@@ -86,10 +92,11 @@ enum Due {
     Output,
     Ending,
     Kill,
+    Fence(Fence),
 }
 
 impl Running {
-    fn due(&self) -> Option<(Instant, Due)> {
+    fn due(&self, vouched: Option<Instant>) -> Option<(Instant, Due)> {
         let output = self
             .behaviour
             .output
@@ -102,7 +109,9 @@ impl Running {
             .map(|after| (self.started + after, Due::Ending));
         let kill = self.kill_at.map(|at| (at, Due::Kill));
         // Of equal times the first stays: what was printed at the end is read before the end.
-        [output, ending, kill]
+        let fence = self.fence.filter(|_| !self.fenced);
+        let fence = fence.and_then(|fence| Some((vouched? + fence.after, Due::Fence(fence))));
+        [output, ending, kill, fence]
             .into_iter()
             .flatten()
             .reduce(|first, next| if next.0 < first.0 { next } else { first })
@@ -160,7 +169,7 @@ impl Machine {
         self.present = Some((now, wall_ms));
         while let Some((at, id)) = self.earliest().filter(|(at, _)| *at <= now) {
             let ago_ms = i64::try_from((now - at).as_millis()).unwrap_or(i64::MAX);
-            self.happen(&id, wall_ms.saturating_sub(ago_ms));
+            self.happen(&id, at, wall_ms.saturating_sub(ago_ms));
         }
     }
 
@@ -171,21 +180,22 @@ impl Machine {
 
     fn earliest(&self) -> Option<(Instant, ContainerId)> {
         let due = self.containers.iter().filter_map(|(id, fake)| match &fake.state {
-            FakeState::Running(running) => running.due().map(|(at, _)| (at, id)),
+            FakeState::Running(running) => running.due(self.vouched).map(|(at, _)| (at, id)),
             FakeState::Created | FakeState::Exited(_) => None,
         });
         due.min().map(|(at, id)| (at, id.clone()))
     }
 
     /// The next thing that is due for this container happens.
-    fn happen(&mut self, id: &ContainerId, wall_ms: i64) {
+    fn happen(&mut self, id: &ContainerId, at: Instant, wall_ms: i64) {
+        let vouched = self.vouched;
         let Some(fake) = self.containers.get_mut(id) else {
             return;
         };
         let FakeState::Running(running) = &mut fake.state else {
             return;
         };
-        let exit = match running.due() {
+        let exit = match running.due(vouched) {
             None => return,
             Some((_, Due::Output)) => {
                 let output = &running.behaviour.output[running.printed];
@@ -200,8 +210,18 @@ impl Machine {
             }
             Some((_, Due::Ending)) => running.behaviour.ending.exit(running.started_ms, wall_ms),
             Some((_, Due::Kill)) => Ending::Never.exit(running.started_ms, wall_ms),
+            Some((_, Due::Fence(fence))) => {
+                running.fenced = true;
+                if running.behaviour.ignores_signals && fence.signal != SIGKILL {
+                    let kill_at = at + fence.grace;
+                    running.kill_at = Some(running.kill_at.map_or(kill_at, |at| at.min(kill_at)));
+                    return;
+                }
+                Ending::Signal(Duration::ZERO, fence.signal).exit(running.started_ms, wall_ms)
+            }
         };
-        self.finish(id, exit);
+        let error = running.fenced.then(|| FENCED.to_owned()).or(exit.error);
+        self.finish(id, Exit { error, ..exit });
     }
 
     fn finish(&mut self, id: &ContainerId, exit: Exit) {
@@ -263,6 +283,12 @@ impl Machine {
             Some(_) => return Err(Error::Conflict(id.clone())),
             None => {}
         }
+        if spec.limits.fence.is_some() && self.vouched.is_none() {
+            return Err(Error::System {
+                context: "creating the container".to_owned(),
+                message: "nobody vouches for containers with a fence".to_owned(),
+            });
+        }
         let fake = Fake {
             spec: spec.clone(),
             state: FakeState::Created,
@@ -282,7 +308,7 @@ impl Machine {
         if !matches!(fake.state, FakeState::Created) {
             return Ok(());
         }
-        let behaviour = behaviour(&fake.spec);
+        let (behaviour, fence) = (behaviour(&fake.spec), fake.spec.limits.fence);
         let (now, wall_ms) = (self.now(), self.wall_ms());
         self.pids += 1;
         let running = Running {
@@ -292,6 +318,8 @@ impl Machine {
             behaviour,
             printed: 0,
             kill_at: None,
+            fence,
+            fenced: false,
         };
         if let Some(fake) = self.containers.get_mut(id) {
             fake.state = FakeState::Running(running);
@@ -373,6 +401,11 @@ impl Machine {
         for (id, exit) in exits {
             self.finish(&id, exit);
         }
+    }
+
+    /// Somebody vouches up to then.
+    pub(super) fn vouch(&mut self, at: Instant) {
+        self.vouched = self.vouched.max(Some(at));
     }
 
     pub(super) fn starts(&self, id: &ContainerId) -> usize {

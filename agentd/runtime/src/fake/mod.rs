@@ -15,6 +15,7 @@ mod machine;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
-use crate::{Container, ContainerId, ContainerSpec, Error, Exit, Isolation, LogChunk, LogQuery, Runtime, Stop};
+use crate::{Container, ContainerId, ContainerSpec, Error, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, Stop};
 
 pub use behaviour::{Behaviour, Ending, Output};
 use machine::Machine;
@@ -69,6 +70,8 @@ pub struct FakeRuntime {
 
 struct Shared {
     clock: Clock,
+    /// When the machine was started.
+    boot: Instant,
     inner: Mutex<Inner>,
     /// Rises with every change that did not come by the passing of time.
     version: watch::Sender<u64>,
@@ -93,6 +96,7 @@ impl FakeRuntime {
         FakeRuntime {
             shared: Arc::new(Shared {
                 clock: Arc::new(clock),
+                boot: Instant::now(),
                 inner: Mutex::new(inner),
                 version: watch::Sender::new(0),
             }),
@@ -285,6 +289,21 @@ impl Runtime for FakeRuntime {
             Some(((), (fake, version)))
         })
         .boxed()
+    }
+
+    fn guard(&self) -> Option<&dyn Guard> {
+        Some(self)
+    }
+}
+
+impl Guard for FakeRuntime {
+    fn now(&self) -> Duration {
+        self.shared.boot.elapsed()
+    }
+
+    fn vouch(&self, at: Duration) -> Result<(), Error> {
+        self.change_silently(|machine| machine.vouch(self.shared.boot + at));
+        Ok(())
     }
 }
 

@@ -63,4 +63,9 @@ impl Config {
             isolate: Isolate::Auto,
         }
     }
+
+    /// The file that says up to when somebody vouches for containers.
+    pub(super) fn vouched(&self) -> PathBuf {
+        self.state_dir.join("vouched")
+    }
 }

@@ -27,6 +27,7 @@ use nix::libc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::shim::Watched;
 use crate::{ContainerSpec, Exit};
 
 /// What a shim has to do.
@@ -36,6 +37,9 @@ pub(super) struct Plan {
     pub(super) isolation: Held,
     /// See [`crate::Limits::log_bytes`].
     pub(super) log_bytes: u64,
+    /// See [`crate::Limits::fence`].
+    #[serde(default)]
+    pub(super) watched: Option<Watched>,
 }
 
 /// How a command is held.

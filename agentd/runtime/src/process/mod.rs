@@ -43,7 +43,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
-use crate::{Container, ContainerId, ContainerSpec, Error, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
+use crate::{Container, ContainerId, ContainerSpec, Error, Guard, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
 use control::{Created, LINE_MAX, Reply, Request};
 use directory::Directory;
 use shared::{Listed, Shared, blocking, lock, system};
@@ -422,5 +422,20 @@ impl Runtime for ProcessRuntime {
             Some(((), version))
         })
         .boxed()
+    }
+
+    fn guard(&self) -> Option<&dyn Guard> {
+        Some(self)
+    }
+}
+
+impl Guard for ProcessRuntime {
+    fn now(&self) -> Duration {
+        clock::boottime()
+    }
+
+    /// One small write to a page that is there already; not synced, because nothing of it matters after a restart of the machine.
+    fn vouch(&self, at: Duration) -> Result<(), Error> {
+        shim::vouch(&self.shared.config.vouched(), at).map_err(|error| system("vouching for containers", &error))
     }
 }

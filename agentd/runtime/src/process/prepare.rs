@@ -15,6 +15,7 @@ use super::config::{Config, Isolate};
 use super::directory::{Directory, Held, Plan};
 use super::host;
 use super::shared::system;
+use super::shim::Watched;
 use crate::spec::{SANDBOX, Site, environment, generate};
 use crate::{ContainerId, ContainerSpec, Error, Isolation, Rootfs};
 
@@ -81,6 +82,10 @@ pub(super) fn prepare(
             &Plan {
                 isolation,
                 log_bytes: spec.limits.log_bytes,
+                watched: spec.limits.fence.map(|fence| Watched {
+                    fence,
+                    vouched: config.vouched(),
+                }),
             },
         )
         .map_err(failed)?;

@@ -72,6 +72,7 @@ fn image_with_limits_devices_and_mounts() {
             path: "/dev/nvidia0".into(),
         }],
         limits: Limits {
+            fence: None,
             cpu_request_milli: 500,
             cpu_limit_milli: Some(1500),
             memory_bytes: Some(64 << 20),

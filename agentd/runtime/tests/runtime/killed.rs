@@ -10,7 +10,7 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use muster_runtime::conformance::{Harness, Program};
 use muster_runtime::process::{Config, Isolate, ShimCommand};
-use muster_runtime::{ContainerId, Error, ProcessRuntime, Runtime, State, Stop};
+use muster_runtime::{ContainerId, Error, FENCED, Fence, ProcessRuntime, Runtime, State, Stop};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -42,6 +42,16 @@ pub(crate) fn trials() -> Vec<Trial> {
             &name("stopped_shim_makes_calls_fail_at_their_deadline"),
             false,
             move || shim_stopped(isolate),
+        ));
+        trials.push(trial(
+            &name("fence_ends_what_nobody_vouches_for_though_the_agent_is_dead"),
+            false,
+            move || fenced(isolate),
+        ));
+        trials.push(trial(
+            &name("container_that_is_vouched_for_goes_on"),
+            false,
+            move || vouched_for(isolate),
         ));
         trials.push(trial(&name("half_made_container_is_made_again"), false, move || {
             half_made(isolate)
@@ -93,6 +103,8 @@ pub(crate) fn agent_main(args: impl Iterator<Item = OsString>) -> ExitCode {
         .unwrap();
     runtime.block_on(async {
         let containers = ProcessRuntime::new(config).unwrap();
+        let guard = containers.guard().unwrap();
+        guard.vouch(guard.now()).unwrap();
         for (n, task) in tasks.iter().enumerate() {
             let id = id(&format!("task{n}"));
             containers
@@ -120,7 +132,7 @@ pub(crate) fn agent_main(args: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn agent(machine: &Machine, programs: &[Program]) -> Command {
+fn agent(machine: &Machine, programs: &[Program], fence: Option<Fence>) -> Command {
     let config = &machine.config;
     let mut agent = Command::new("/proc/self/exe");
     agent.arg("agent").arg(if config.isolate == Isolate::Plain {
@@ -129,18 +141,18 @@ fn agent(machine: &Machine, programs: &[Program]) -> Command {
         "auto"
     });
     agent.arg(&config.state_dir).arg(&config.cgroup_parent);
-    agent.args(
-        programs
-            .iter()
-            .map(|program| serde_json::to_string(&machine.spec(*program)).unwrap()),
-    );
+    agent.args(programs.iter().map(|program| {
+        let mut spec = machine.spec(*program);
+        spec.limits.fence = fence;
+        serde_json::to_string(&spec).unwrap()
+    }));
     agent.stdout(Stdio::piped());
     agent
 }
 
 /// Starts such an agent, and kills it when it has done its work.
-fn let_an_agent_start(machine: &Machine, programs: &[Program]) {
-    let mut agent: Child = agent(machine, programs).spawn().unwrap();
+fn let_an_agent_start(machine: &Machine, programs: &[Program], fence: Option<Fence>) {
+    let mut agent: Child = agent(machine, programs, fence).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(agent.stdout.take().unwrap())
         .read_line(&mut line)
@@ -191,7 +203,7 @@ async fn shim_killed(isolate: Isolate) {
 
 async fn agent_killed(isolate: Isolate) {
     let machine = Machine::new(isolate);
-    let_an_agent_start(&machine, &[Program::Forever, Program::Exit(9), Program::Numbers]);
+    let_an_agent_start(&machine, &[Program::Forever, Program::Exit(9), Program::Numbers], None);
     let runtime = machine.open();
     assert_eq!(exit(&runtime, &id("task1")).await.code, Some(9));
     assert_eq!(exit(&runtime, &id("task2")).await.code, Some(0));
@@ -219,7 +231,7 @@ async fn agent_killed(isolate: Isolate) {
 
 async fn agent_killed_in_grace(isolate: Isolate) {
     let machine = Machine::new(isolate);
-    let_an_agent_start(&machine, &[Program::Stubborn]);
+    let_an_agent_start(&machine, &[Program::Stubborn], None);
     until("the shim kills it", async || machine.pids().is_empty()).await;
     assert_eq!(exit(&machine.open(), &id("task0")).await.signal, Some(9));
     machine.clean().await;
@@ -312,7 +324,7 @@ async fn agent_killed_anywhere(isolate: Isolate) {
     let runtime = machine.open();
     for after_ms in (0..60).step_by(4) {
         // From before its first step to after its last.
-        let mut agent = agent(&machine, &[Program::Print]).spawn().unwrap();
+        let mut agent = agent(&machine, &[Program::Print], None).spawn().unwrap();
         tokio::time::sleep(Duration::from_millis(after_ms)).await;
         agent.kill().unwrap();
         agent.wait().unwrap();
@@ -375,4 +387,49 @@ async fn as_nobody() {
         String::from_utf8_lossy(&ran.stdout),
         String::from_utf8_lossy(&ran.stderr)
     );
+}
+
+async fn fenced(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let fence = Fence {
+        after: Duration::from_millis(1500),
+        signal: 15,
+        grace: Duration::from_millis(200),
+    };
+    let_an_agent_start(&machine, &[Program::Forever], Some(fence));
+    let runtime = machine.open();
+    let exit = exit(&runtime, &id("task0")).await;
+    assert_eq!((exit.code, exit.error.as_deref()), (None, Some(FENCED)));
+    machine.clean().await;
+}
+
+async fn vouched_for(isolate: Isolate) {
+    let machine = Machine::new(isolate);
+    let runtime = machine.open();
+    let guard = runtime.guard().unwrap();
+    let mut spec = machine.spec(Program::Forever);
+    spec.limits.fence = Some(Fence {
+        after: Duration::from_secs(3),
+        signal: 15,
+        grace: Duration::ZERO,
+    });
+    let error = runtime.create(&id("a"), &spec).await.unwrap_err();
+    assert!(error.to_string().contains("nobody vouches"), "{error}");
+    guard.vouch(guard.now()).unwrap();
+    runtime.create(&id("a"), &spec).await.unwrap();
+    runtime.start(&id("a")).await.unwrap();
+    let (begin, mut gap, mut last) = (guard.now(), Duration::ZERO, guard.now());
+    while guard.now() < begin + Duration::from_secs(4) {
+        gap = gap.max(guard.now() - last);
+        last = guard.now();
+        guard.vouch(last).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let state = runtime.list().await.unwrap().remove(0).state;
+    // On a machine that stood still for so long, being fenced is right.
+    assert!(
+        matches!(state, State::Running { .. }) || gap > Duration::from_secs(2),
+        "{state:?}"
+    );
+    machine.clean().await;
 }

@@ -10,6 +10,7 @@
 //!
 //! Tested through [`super::ProcessRuntime`], with the shim and the agent killed at will.
 
+mod deadman;
 mod isolated;
 mod outputs;
 mod peers;
@@ -32,9 +33,12 @@ use super::control::{self, Created, Reply, Request};
 use super::directory::{Directory, Held, Locked, Plan, Status};
 use super::init::Verdict;
 use super::{clock, sys};
-use crate::Exit;
+use crate::{Exit, FENCED};
+use deadman::Deadman;
 use outputs::Outputs;
 use peers::Peers;
+
+pub(super) use deadman::{Watched, vouch};
 
 /// How often it is tried again to end what does not end: a process that a driver holds in the kernel.
 const KILL_AGAIN: Duration = Duration::from_millis(20);
@@ -148,6 +152,9 @@ struct Shim {
     phase: Phase,
     /// When everything is killed, by the boot-time clock.
     kill_at: Option<Duration>,
+    deadman: Option<Deadman>,
+    /// Whether the deadman stopped what had not ended by itself.
+    fenced: bool,
     /// Held as long as this process lives.
     _lock: Locked,
 }
@@ -158,6 +165,7 @@ impl Shim {
             let what = what.to_owned();
             move |error: io::Error| format!("{what}: {error}")
         };
+        let deadman = plan.watched.as_ref().map(Deadman::begin).transpose()?;
         let (pipes, (stdout, stderr)) = pipes().map_err(text("pipes"))?;
         let workload: Box<dyn Workload> = match &plan.isolation {
             Held::Isolated { .. } => Box::new(isolated::Isolated::create(&directory, &plan.isolation, pipes)?),
@@ -178,6 +186,8 @@ impl Shim {
             peers,
             phase: Phase::Created,
             kill_at: None,
+            deadman,
+            fenced: false,
             _lock: lock,
         };
         shim.write_status(None).map_err(text("status"))?;
@@ -216,6 +226,7 @@ impl Shim {
         let mut fds: Vec<BorrowedFd<'_>> = vec![self.signals.as_fd()];
         fds.extend(self.outputs.fds());
         fds.extend(self.peers.fds());
+        fds.extend(self.deadman.iter().filter_map(Deadman::fd));
         let mut fds: Vec<PollFd<'_>> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let patience = self.outputs.is_pending().then_some(LINE_PATIENCE);
         let grace = self
@@ -320,6 +331,14 @@ impl Shim {
 
     /// Kills what has to be gone by now.
     fn enforce(&mut self) {
+        if let Some(fence) = self.deadman.as_mut().and_then(Deadman::acts)
+            && !matches!(self.phase, Phase::Ended { .. })
+        {
+            self.fenced = true;
+            if let Reply::Failed(error) = self.stop(fence.signal, fence.grace) {
+                eprintln!("fence: {error}");
+            }
+        }
         let over = self.kill_at.is_some_and(|at| at <= clock::boottime());
         if over {
             self.kill_at = None;
@@ -352,6 +371,8 @@ impl Shim {
             Verdict::CannotRun(reason) => (None, None, Some(reason.clone())),
         };
         let oom_killed = self.workload.oom_killed();
+        let fenced = self.fenced.then(|| FENCED.to_owned());
+        let error = fenced.or(error);
         let exit = Exit {
             code,
             signal,
