@@ -2,8 +2,16 @@
 //!
 //! Every test gets its own directory, its own free port (the server chooses it), and its own kubeconfig. Dropping a
 //! [`Cluster`] ends it and checks nothing: tests that care about a clean end call [`Cluster::stop`].
+//!
+//! A [`fleet`] is a cluster of several machines, each with namespaces of its own ([`lab`]), whose processes ([`process`]) are
+//! stopped, killed and cut off while [`evidence`] is taken of what really runs.
 
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
+
+pub mod evidence;
+pub mod fleet;
+pub mod lab;
+pub mod process;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -57,17 +65,22 @@ impl From<Output> for Ran {
     }
 }
 
-/// The binary that was built together with these tests.
-pub fn mctl_binary() -> PathBuf {
+/// A program that was built together with these tests.
+pub fn binary(package: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test knows its own path");
     let folder = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
-    let binary = folder.join("mctl");
+    let binary = folder.join(package);
     assert!(
         binary.exists(),
-        "{} is missing; build it with: cargo build -p mctl",
+        "{} is missing; build it with: cargo build -p {package}",
         binary.display()
     );
     binary
+}
+
+/// `mctl`, as it was built together with these tests.
+pub fn mctl_binary() -> PathBuf {
+    binary("mctl")
 }
 
 impl Cluster {
