@@ -249,7 +249,7 @@ async fn a_waiting_task_is_killed_and_an_ended_one_deleted_in_time() {
     let start = Instant::now();
     cluster
         .wait("its deletion", |view| {
-            (!view.tasks.contains_key(&id("brief"))).then_some(())
+            (!view.ended.contains_key(&id("brief"))).then_some(())
         })
         .await;
     assert!((19..22).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
@@ -279,7 +279,7 @@ async fn tasks_of_a_removed_agent_are_gone() {
         .expect("deleted");
     cluster
         .wait("its deletion", |view| {
-            (!view.tasks.contains_key(&id("t1"))).then_some(())
+            (!view.ended.contains_key(&id("t1"))).then_some(())
         })
         .await;
 }

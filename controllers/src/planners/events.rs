@@ -41,7 +41,7 @@ impl Planner for Events {
         let mut plan = Plan::default();
         let ends = |created: Timestamp| created.checked_add(self.ttl.signed()).unwrap_or(Timestamp::MAX);
         let surplus = view.events.len().saturating_sub(KEPT_MAX);
-        for (index, (created, mark)) in view.events_by_age().enumerate() {
+        for (index, (created, id, mark)) in view.events_by_age().enumerate() {
             if index >= surplus && ends(created) > context.now {
                 plan.wake_by(ends(created));
                 return plan;
@@ -50,7 +50,7 @@ impl Planner for Events {
                 plan.wake_by(context.now);
                 return plan;
             }
-            plan.write(Action::delete(Kind::Event, &mark.metadata));
+            plan.write(Action::delete(Kind::Event, id, &mark.version.uid));
         }
         plan
     }

@@ -91,9 +91,10 @@ impl Planner for Offers {
             .agents_with_offers()
             .filter(|agent| !view.agents.contains_key(*agent))
         {
-            let offers = view.offers_of(agent).take(CHANGES_MAX);
-            plan.writes
-                .extend(offers.map(|offer| Action::delete(Kind::Offer, &offer.metadata).into()));
+            for offer in view.offers_of(agent).take(CHANGES_MAX) {
+                let uid = offer.metadata.uid.as_deref().unwrap_or_default();
+                plan.write(Action::delete(Kind::Offer, &Id::of(&offer.metadata), uid));
+            }
         }
         plan
     }

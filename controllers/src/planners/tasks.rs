@@ -8,6 +8,7 @@ use muster_api::task_state::Phase;
 use muster_api::v1::{Desired, Keep, Reachability, Task, TaskReason};
 use serde_json::json;
 
+use crate::runtime::object::{EndedTask, Version, replaces};
 use crate::runtime::{Action, Change, Context, Id, Kind, Note, Plan, Planner, Severity, View, Write};
 
 /// Ends and removes tasks.
@@ -21,45 +22,40 @@ impl Planner for Tasks {
     fn keys(&self, change: &Change, view: &View) -> Vec<Id> {
         match change.kind {
             Kind::Task if !change.is_deletion() => vec![change.id.clone()],
-            Kind::Agent if change.is_deletion() => view
-                .bound_tasks(&change.id.name)
-                .map(|task| Id::of(&task.metadata))
-                .collect(),
+            Kind::Agent if change.is_deletion() => view.bound_ids(&change.id.name).cloned().collect(),
             _ => Vec::new(),
         }
     }
 
     fn plan(&self, id: &Id, view: &View, context: &Context) -> Plan {
         let mut plan = Plan::default();
-        let Some(task) = view.tasks.get(id) else { return plan };
-        let abandoned = task.agent().is_some_and(|agent| !view.agents.contains_key(agent));
-        let phase = task.phase();
-        if phase == Phase::Pending && task.spec.desired == Desired::Killed {
-            let why = "stopped before it was placed";
-            plan.write(end(task, Phase::Killed, TaskReason::KillRequested, why, context.now));
-        } else if !phase.is_terminal() && abandoned {
-            let why = "its agent was removed from the cluster; how the task ended is not known";
-            plan.write(end(task, Phase::Gone, TaskReason::AgentRemoved, why, context.now));
-        } else if let Some((loser, why)) = loser(task, view) {
-            tracing::info!(task = loser.name(), why, "one of two is stopped");
-            let body = json!({ "spec": { "desired": Desired::Killed } });
-            let note = Note::about(
-                Kind::Task,
-                &loser.metadata,
-                Severity::Normal,
-                "Superseded",
-                why.to_owned(),
-            );
-            plan.write(Write::from(Action::patch(Kind::Task, &loser.metadata, body)).telling(note));
-        } else if phase.is_terminal() && task.metadata.deletion_timestamp.is_some() {
-            if abandoned {
-                plan.writes.extend(let_go(task).map(Into::into));
+        let abandoned = |agent: Option<&str>| agent.is_some_and(|agent| !view.agents.contains_key(agent));
+        if let Some(task) = view.tasks.get(id) {
+            if task.phase() == Phase::Pending && task.spec.desired == Desired::Killed {
+                let why = "stopped before it was placed";
+                plan.write(end(task, Phase::Killed, TaskReason::KillRequested, why, context.now));
+            } else if abandoned(task.agent()) {
+                let why = "its agent was removed from the cluster; how the task ended is not known";
+                plan.write(end(task, Phase::Gone, TaskReason::AgentRemoved, why, context.now));
+            } else if let Some((loser, why)) = loser(task, view) {
+                tracing::info!(task = loser.name(), why, "one of two is stopped");
+                let (id, version) = (Id::of(&loser.metadata), Version::of(&loser.metadata));
+                let patch = Action::patch(Kind::Task, &id, &version, json!({ "spec": { "desired": Desired::Killed } }));
+                let (severity, why) = (Severity::Normal, why.to_owned());
+                let note = Note::about(Kind::Task, &loser.metadata, severity, "Superseded", why);
+                plan.write(Write::from(patch).telling(note));
             }
-        } else if let Some(at) = expiry(task) {
-            if at <= context.now {
-                plan.write(Action::delete(Kind::Task, &task.metadata));
-            } else {
-                plan.wake_by(at);
+        } else if let Some(task) = view.ended.get(id) {
+            if task.deleting {
+                if abandoned(task.agent.as_deref()) {
+                    plan.writes.extend(let_go(id, task).map(Into::into));
+                }
+            } else if let Some(at) = task.expires {
+                if at <= context.now {
+                    plan.write(Action::delete(Kind::Task, id, &task.version.uid));
+                } else {
+                    plan.wake_by(at);
+                }
             }
         }
         plan
@@ -69,7 +65,7 @@ impl Planner for Tasks {
 /// Of a task that lives and its replacement, the one that is to be stopped and is not yet, and why. A task that was replaced is told so
 /// whether or not it can be reached: it stops when it hears of it.
 fn loser<'a>(task: &'a Task, view: &'a View) -> Option<(&'a Task, &'static str)> {
-    let status = task.status.as_ref().filter(|status| !status.phase.is_terminal())?;
+    let status = task.status.as_ref()?;
     let replacement = Id::new(task.namespace(), status.replaced_by.as_deref()?);
     let (loser, why) = match task.unreachable().keep.unwrap_or_default() {
         Keep::Replacement => (
@@ -78,12 +74,8 @@ fn loser<'a>(task: &'a Task, view: &'a View) -> Option<(&'a Task, &'static str)>
         ),
         Keep::Original if status.reachability == Reachability::Reachable => {
             let replacement = view.tasks.get(&replacement)?;
-            let uid = replacement
-                .metadata
-                .annotations
-                .as_ref()?
-                .get(names::ANNOTATION_REPLACES);
-            let ours = uid.is_some() && uid == task.metadata.uid.as_ref();
+            let uid = replaces(&replacement.metadata);
+            let ours = uid.is_some() && uid == task.metadata.uid.as_deref();
             (
                 ours.then_some(&**replacement)?,
                 "the task that this one replaced is back and goes on",
@@ -91,9 +83,7 @@ fn loser<'a>(task: &'a Task, view: &'a View) -> Option<(&'a Task, &'static str)>
         }
         Keep::Original => return None,
     };
-    let stops = loser.spec.desired == Desired::Killed
-        || loser.phase().is_terminal()
-        || loser.metadata.deletion_timestamp.is_some();
+    let stops = loser.spec.desired == Desired::Killed || loser.metadata.deletion_timestamp.is_some();
     (!stops).then_some((loser, why))
 }
 
@@ -109,24 +99,16 @@ fn end(task: &Task, phase: Phase, reason: TaskReason, message: &str, now: Timest
 }
 
 /// Removes the finalizer of an agent that will never do so itself.
-fn let_go(task: &Task) -> Option<Action> {
-    let finalizers = task.metadata.finalizers.as_ref()?;
-    let left: Vec<&String> = finalizers
+fn let_go(id: &Id, task: &EndedTask) -> Option<Action> {
+    let left: Vec<&String> = task
+        .finalizers
         .iter()
         .filter(|name| *name != names::FINALIZER_AGENT)
         .collect();
-    (left.len() < finalizers.len()).then(|| {
+    (left.len() < task.finalizers.len()).then(|| {
         let body = json!({ "metadata": { "finalizers": left } });
-        Action::patch(Kind::Task, &task.metadata, body)
+        Action::patch(Kind::Task, id, &task.version, body)
     })
-}
-
-/// When an ended task shall be deleted.
-fn expiry(task: &Task) -> Option<Timestamp> {
-    let ttl = task.spec.ttl_after_finished?;
-    let status = task.status.as_ref().filter(|status| status.phase.is_terminal())?;
-    let finished = status.finished_at.as_ref()?.0;
-    Some(finished.checked_add(ttl.signed()).unwrap_or(Timestamp::MAX))
 }
 
 #[cfg(test)]

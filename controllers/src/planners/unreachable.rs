@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::brake::{Brake, brake, is_looked_at};
 use super::condition;
+use crate::runtime::object::replaces;
 use crate::runtime::view::framework_of;
 use crate::runtime::{Action, Change, Context, Id, Kind, Note, Object, Plan, Planner, Severity, View, Write};
 
@@ -237,7 +238,7 @@ impl Pass<'_> {
             return;
         };
         let name = replacement_name(task.name(), uid);
-        let Some(there) = self.view.tasks.get(&Id::new(task.namespace(), name.as_str())) else {
+        let Some(replaces) = self.replaces(&Id::new(task.namespace(), name.as_str())) else {
             if self.view.is_open(task.namespace()) {
                 self.plan.write(Action::Create {
                     kind: Kind::Task,
@@ -247,12 +248,7 @@ impl Pass<'_> {
             }
             return;
         };
-        let replaces = there.metadata.annotations.as_ref();
-        if replaces
-            .and_then(|all| all.get(names::ANNOTATION_REPLACES))
-            .map(String::as_str)
-            != Some(uid)
-        {
+        if replaces != Some(uid) {
             let text = format!("the task cannot be replaced: another one has the name {name}; delete that one");
             self.plan.report.push(format!("{}: {text}", task.name()));
             return self.say(task, &text);
@@ -262,6 +258,12 @@ impl Pass<'_> {
         let note = Note::about(Kind::Task, &task.metadata, Severity::Warning, "Replaced", text);
         self.plan
             .write(Write::from(Action::status(Kind::Task, &task.metadata, body)).telling(note));
+    }
+
+    /// Of the task with this id, whether or not it has ended, the uid of the one that it replaces. `None`: there is no such task.
+    fn replaces(&self, id: &Id) -> Option<Option<&str>> {
+        let live = self.view.tasks.get(id).map(|task| replaces(&task.metadata));
+        live.or_else(|| Some(self.view.ended.get(id)?.replaces.as_deref()))
     }
 
     fn say(&mut self, task: &Task, text: &str) {

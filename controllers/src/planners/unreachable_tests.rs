@@ -108,6 +108,8 @@ fn a_replaced_task_names_its_replacement_and_is_not_replaced_again() {
     let made = cluster(replace_after()).task("t1-uidt1", |task| task.cpus(1).replaces("uid-t1"));
     let plan = plan_at(made, 61);
     assert_eq!(statuses(&plan), [("t1", &json!({ "replacedBy": "t1-uidt1" }))]);
+    let brief = cluster(replace_after()).task("t1-uidt1", |task| task.finished("a2", 60).replaces("uid-t1"));
+    assert_eq!(plan_at(brief, 61), plan, "it may have ended before that");
     // Somebody has deleted the replacement.
     let again = cluster(replace_after()).task("t1", |task| {
         let task = task

@@ -341,7 +341,7 @@ mod tests {
             (
                 view.pending(&framework).count(),
                 view.live_tasks("a1").count(),
-                view.bound_tasks("a1").count(),
+                view.bound_ids("a1").count(),
             )
         };
         assert_eq!(to(2, "Running"), (0, 1, 1));
@@ -349,7 +349,7 @@ mod tests {
         let changes = vec![task(ChangeKind::Deleted, "a", 4, "Finished")];
         assert!(feed.advance(&mut follower, WatchLine::Batch { revision: 4, changes }));
         let view = feed.view();
-        assert_eq!((view.bound_tasks("a1").count(), view.tasks.len()), (0, 0));
+        assert_eq!((view.bound_ids("a1").count(), view.ended.len()), (0, 0));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use muster_api::names;
+use muster_api::task_state::Phase;
 use muster_api::v1::{Agent, Framework, Offer, Quota, Task};
 use serde::Deserialize;
 use serde_json::Value;
@@ -132,19 +134,79 @@ impl fmt::Display for Id {
     }
 }
 
-/// What is remembered of an event: enough to delete it when it is old.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct EventMark {
-    /// Its metadata.
-    pub metadata: ObjectMeta,
+/// Which object of a name it is, and which state of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    /// The uid of the object.
+    pub uid: Box<str>,
+    /// The revision of its last write, as the API server spells it.
+    pub resource: Box<str>,
 }
 
-impl EventMark {
-    /// When it was created.
-    pub fn created(&self) -> Timestamp {
-        created(&self.metadata)
+impl Version {
+    /// Of an object.
+    pub fn of(meta: &ObjectMeta) -> Version {
+        Version {
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
+            resource: meta.resource_version.as_deref().unwrap_or_default().into(),
+        }
     }
+}
+
+/// What is remembered of a task that has ended: enough to remove it. There are far more of them than of others, nothing of them is ever
+/// planned but their removal, and a whole one takes twenty times the memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedTask {
+    /// Which it is.
+    pub version: Version,
+    /// How it ended.
+    pub phase: Phase,
+    /// The agent that it was bound to.
+    pub agent: Option<Box<str>>,
+    /// When it shall be deleted, if ever.
+    pub expires: Option<Timestamp>,
+    /// Whether its deletion has begun.
+    pub deleting: bool,
+    /// What its deletion waits for.
+    pub finalizers: Box<[String]>,
+    /// The uid of the task that it was made to replace.
+    pub replaces: Option<Box<str>>,
+}
+
+impl EndedTask {
+    /// `None`: it has not ended.
+    fn of(task: &Task) -> Option<EndedTask> {
+        let status = task.status.as_ref().filter(|status| status.phase.is_terminal())?;
+        let ttl = task.spec.ttl_after_finished;
+        let finished = status.finished_at.as_ref().map(|time| time.0);
+        let expires = ttl
+            .zip(finished)
+            .map(|(ttl, finished)| finished.checked_add(ttl.signed()).unwrap_or(Timestamp::MAX));
+        Some(EndedTask {
+            version: Version::of(&task.metadata),
+            phase: status.phase,
+            agent: status.agent.as_deref().map(Box::from),
+            expires,
+            deleting: task.metadata.deletion_timestamp.is_some(),
+            finalizers: task.metadata.finalizers.iter().flatten().cloned().collect(),
+            replaces: replaces(&task.metadata).map(Box::from),
+        })
+    }
+}
+
+/// The uid of the task that this one was made to replace.
+pub fn replaces(meta: &ObjectMeta) -> Option<&str> {
+    let uid = meta.annotations.as_ref()?.get(names::ANNOTATION_REPLACES)?;
+    Some(uid)
+}
+
+/// What is remembered of an event: enough to delete it when it is old.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventMark {
+    /// Which it is.
+    pub version: Version,
+    /// When it was created.
+    pub created: Timestamp,
 }
 
 /// When an object was created; the epoch when that is not known.
@@ -167,8 +229,10 @@ pub enum Object {
     Framework(Arc<Framework>),
     /// A quota.
     Quota(Arc<Quota>),
-    /// A task.
+    /// A task that has not ended.
     Task(Arc<Task>),
+    /// A task that has.
+    EndedTask(Arc<EndedTask>),
     /// An offer.
     Offer(Arc<Offer>),
     /// An event.
@@ -178,6 +242,10 @@ pub enum Object {
 impl Object {
     /// Reads an object of a kind.
     pub fn read(kind: Kind, value: Value) -> Result<Object, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Event {
+            metadata: ObjectMeta,
+        }
         fn arc<T: for<'de> Deserialize<'de>>(value: Value) -> Result<Arc<T>, serde_json::Error> {
             serde_json::from_value(value).map(Arc::new)
         }
@@ -187,9 +255,21 @@ impl Object {
             Kind::Agent => Object::Agent(arc(value)?),
             Kind::Framework => Object::Framework(arc(value)?),
             Kind::Quota => Object::Quota(arc(value)?),
-            Kind::Task => Object::Task(arc(value)?),
+            Kind::Task => {
+                let task: Arc<Task> = arc(value)?;
+                match EndedTask::of(&task) {
+                    Some(ended) => Object::EndedTask(Arc::new(ended)),
+                    None => Object::Task(task),
+                }
+            }
             Kind::Offer => Object::Offer(arc(value)?),
-            Kind::Event => Object::Event(arc(value)?),
+            Kind::Event => {
+                let event: Event = serde_json::from_value(value)?;
+                Object::Event(Arc::new(EventMark {
+                    version: Version::of(&event.metadata),
+                    created: created(&event.metadata),
+                }))
+            }
         })
     }
 
@@ -201,23 +281,24 @@ impl Object {
             Object::Agent(_) => Kind::Agent,
             Object::Framework(_) => Kind::Framework,
             Object::Quota(_) => Kind::Quota,
-            Object::Task(_) => Kind::Task,
+            Object::Task(_) | Object::EndedTask(_) => Kind::Task,
             Object::Offer(_) => Kind::Offer,
             Object::Event(_) => Kind::Event,
         }
     }
 
-    /// Its metadata.
-    pub fn meta(&self) -> &ObjectMeta {
+    /// Which it is.
+    pub fn version(&self) -> Version {
         match self {
-            Object::Namespace(object) => &object.metadata,
-            Object::Lease(object) => &object.metadata,
-            Object::Agent(object) => &object.metadata,
-            Object::Framework(object) => &object.metadata,
-            Object::Quota(object) => &object.metadata,
-            Object::Task(object) => &object.metadata,
-            Object::Offer(object) => &object.metadata,
-            Object::Event(object) => &object.metadata,
+            Object::Namespace(object) => Version::of(&object.metadata),
+            Object::Lease(object) => Version::of(&object.metadata),
+            Object::Agent(object) => Version::of(&object.metadata),
+            Object::Framework(object) => Version::of(&object.metadata),
+            Object::Quota(object) => Version::of(&object.metadata),
+            Object::Task(object) => Version::of(&object.metadata),
+            Object::EndedTask(object) => object.version.clone(),
+            Object::Offer(object) => Version::of(&object.metadata),
+            Object::Event(object) => object.version.clone(),
         }
     }
 
@@ -229,7 +310,7 @@ impl Object {
         }
     }
 
-    /// The task, if it is one.
+    /// The task, if it is one that has not ended.
     pub fn task(&self) -> Option<&Arc<Task>> {
         match self {
             Object::Task(task) => Some(task),
@@ -252,7 +333,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// The task before and after, when the change is one of a task.
+    /// The task before and after, as far as it had not ended.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.old.iter().chain(&self.new).filter_map(Object::task)
     }

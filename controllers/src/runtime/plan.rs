@@ -7,7 +7,7 @@ use muster_api::ObjectMeta;
 use muster_api::wire::{AcceptRequest, AgentOffers, DeclineRequest, PlanReport};
 use serde_json::{Value, json};
 
-use super::object::{Change, Id, Kind};
+use super::object::{Change, Id, Kind, Version};
 use super::view::View;
 
 /// A pure function from a view to writes, for one key at a time.
@@ -204,25 +204,23 @@ impl Action {
         }
     }
 
-    /// Merges into an object, if it is still what was seen.
-    pub fn patch(kind: Kind, meta: &ObjectMeta, mut body: Value) -> Action {
-        if let (Value::Object(into), Value::Object(more)) = (&mut body["metadata"], precondition(meta)) {
-            into.extend(more);
-        }
+    /// Merges into an object, if it is still in that state.
+    pub fn patch(kind: Kind, id: &Id, version: &Version, mut body: Value) -> Action {
+        body["metadata"]["resourceVersion"] = json!(version.resource);
         Action::Patch {
             kind,
-            id: Id::of(meta),
+            id: id.clone(),
             status: false,
             body,
         }
     }
 
     /// Deletes an object, if it is still that one.
-    pub fn delete(kind: Kind, meta: &ObjectMeta) -> Action {
+    pub fn delete(kind: Kind, id: &Id, uid: &str) -> Action {
         Action::Delete {
             kind,
-            id: Id::of(meta),
-            uid: meta.uid.clone().unwrap_or_default(),
+            id: id.clone(),
+            uid: uid.to_owned(),
         }
     }
 }

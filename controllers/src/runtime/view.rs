@@ -17,7 +17,7 @@ use muster_api::v1::{Agent, Framework, Offer, Quota, Task};
 use muster_api::wire::{ChangeKind, WatchChange};
 use serde_json::Value;
 
-use super::object::{Change, EventMark, Id, Kind, Object};
+use super::object::{Change, EndedTask, EventMark, Id, Kind, Object};
 
 /// An object that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,10 @@ pub struct View {
     pub frameworks: OrdMap<Id, Arc<Framework>>,
     /// Quotas by name.
     pub quotas: OrdMap<String, Arc<Quota>>,
-    /// Tasks.
+    /// Tasks that have not ended.
     pub tasks: OrdMap<Id, Arc<Task>>,
+    /// Tasks that have.
+    pub ended: OrdMap<Id, Arc<EndedTask>>,
     /// Offers.
     pub offers: OrdMap<Id, Arc<Offer>>,
     /// Events.
@@ -52,7 +54,6 @@ pub struct View {
     /// What cannot be read.
     pub problems: OrdMap<(Kind, Id), Problem>,
     pending: OrdMap<Id, OrdSet<Id>>,
-    bound: OrdMap<String, OrdSet<Id>>,
     live: OrdMap<String, OrdSet<Id>>,
     offered: OrdMap<String, OrdSet<Id>>,
     by_age: OrdSet<(Timestamp, Id)>,
@@ -87,10 +88,14 @@ impl View {
         self.pending_ids(framework).filter_map(|id| self.tasks.get(id))
     }
 
-    /// All tasks that were ever bound to an agent.
-    pub fn bound_tasks(&self, agent: &str) -> impl Iterator<Item = &Arc<Task>> {
-        let ids = self.bound.get(agent).into_iter().flatten();
-        ids.filter_map(|id| self.tasks.get(id))
+    /// The ids of all tasks that were ever bound to an agent. Looks at every task that has ended.
+    pub fn bound_ids(&self, agent: &str) -> impl Iterator<Item = &Id> {
+        let live = self.live.get(agent).into_iter().flatten();
+        let ended = self
+            .ended
+            .iter()
+            .filter(move |(_, task)| task.agent.as_deref() == Some(agent));
+        live.chain(ended.map(|(id, _)| id))
     }
 
     /// The tasks that hold resources of an agent.
@@ -123,10 +128,16 @@ impl View {
     }
 
     /// The events, oldest first.
-    pub fn events_by_age(&self) -> impl Iterator<Item = (Timestamp, &Arc<EventMark>)> {
+    pub fn events_by_age(&self) -> impl Iterator<Item = (Timestamp, &Id, &Arc<EventMark>)> {
         self.by_age
             .iter()
-            .filter_map(|(at, id)| self.events.get(id).map(|mark| (*at, mark)))
+            .filter_map(|(at, id)| self.events.get(id).map(|mark| (*at, id, mark)))
+    }
+
+    /// The phase of a task; `None`: there is no such task.
+    pub fn phase(&self, id: &Id) -> Option<Phase> {
+        let ended = || self.ended.get(id).map(|task| task.phase);
+        self.tasks.get(id).map(|task| task.phase()).or_else(ended)
     }
 
     /// The object of that kind and name.
@@ -137,7 +148,10 @@ impl View {
             Kind::Agent => self.agents.get(&*id.name).cloned().map(Object::Agent),
             Kind::Framework => self.frameworks.get(id).cloned().map(Object::Framework),
             Kind::Quota => self.quotas.get(&*id.name).cloned().map(Object::Quota),
-            Kind::Task => self.tasks.get(id).cloned().map(Object::Task),
+            Kind::Task => {
+                let ended = || self.ended.get(id).cloned().map(Object::EndedTask);
+                self.tasks.get(id).cloned().map(Object::Task).or_else(ended)
+            }
             Kind::Offer => self.offers.get(id).cloned().map(Object::Offer),
             Kind::Event => self.events.get(id).cloned().map(Object::Event),
         }
@@ -145,23 +159,31 @@ impl View {
 
     /// Every object, kind by kind, as if it had just been added.
     pub fn as_changes(&self) -> Vec<Change> {
-        fn all<'a, K: Ord + Clone + 'a, T: 'a>(
-            map: &'a OrdMap<K, Arc<T>>,
+        fn all<'a, T: 'a>(
+            map: &'a OrdMap<Id, Arc<T>>,
             wrap: fn(Arc<T>) -> Object,
-        ) -> impl Iterator<Item = Object> + 'a {
-            map.values().cloned().map(wrap)
+        ) -> impl Iterator<Item = (Id, Object)> + 'a {
+            map.iter().map(move |(id, object)| (id.clone(), wrap(object.clone())))
         }
-        let objects = all(&self.namespaces, Object::Namespace)
+        fn named<'a, T: 'a>(
+            map: &'a OrdMap<String, Arc<T>>,
+            wrap: fn(Arc<T>) -> Object,
+        ) -> impl Iterator<Item = (Id, Object)> + 'a {
+            map.iter()
+                .map(move |(name, object)| (Id::new("", name.as_str()), wrap(object.clone())))
+        }
+        let objects = named(&self.namespaces, Object::Namespace)
             .chain(all(&self.leases, Object::Lease))
-            .chain(all(&self.agents, Object::Agent))
+            .chain(named(&self.agents, Object::Agent))
             .chain(all(&self.frameworks, Object::Framework))
-            .chain(all(&self.quotas, Object::Quota))
+            .chain(named(&self.quotas, Object::Quota))
             .chain(all(&self.tasks, Object::Task))
+            .chain(all(&self.ended, Object::EndedTask))
             .chain(all(&self.offers, Object::Offer))
             .chain(all(&self.events, Object::Event));
-        let added = |object: Object| Change {
+        let added = |(id, object): (Id, Object)| Change {
             kind: object.kind(),
-            id: Id::of(object.meta()),
+            id,
             old: None,
             new: Some(object),
         };
@@ -170,7 +192,6 @@ impl View {
 
     /// What must have happened for `self` to become `newer`, however the two came about.
     pub fn difference(&self, newer: &View) -> Vec<Change> {
-        let version = |object: &Object| (object.meta().uid.clone(), object.meta().resource_version.clone());
         let gone = self.as_changes().into_iter().filter_map(|change| {
             let gone = newer.get(change.kind, &change.id).is_none();
             gone.then_some(Change {
@@ -181,7 +202,7 @@ impl View {
         });
         let there = newer.as_changes().into_iter().filter_map(|change| {
             let old = self.get(change.kind, &change.id);
-            let same = old.as_ref().map(version) == change.new.as_ref().map(version);
+            let same = old.as_ref().map(Object::version) == change.new.as_ref().map(Object::version);
             (!same).then_some(Change { old, ..change })
         });
         gone.chain(there).collect()
@@ -245,7 +266,14 @@ impl View {
             Some(Object::Agent(new)) => drop(self.agents.insert(id.name.to_string(), new)),
             Some(Object::Framework(new)) => drop(self.frameworks.insert(id.clone(), new)),
             Some(Object::Quota(new)) => drop(self.quotas.insert(id.name.to_string(), new)),
-            Some(Object::Task(new)) => drop(self.tasks.insert(id.clone(), new)),
+            Some(Object::Task(new)) => {
+                self.ended.remove(id);
+                self.tasks.insert(id.clone(), new);
+            }
+            Some(Object::EndedTask(new)) => {
+                self.tasks.remove(id);
+                self.ended.insert(id.clone(), new);
+            }
             Some(Object::Offer(new)) => drop(self.offers.insert(id.clone(), new)),
             Some(Object::Event(new)) => drop(self.events.insert(id.clone(), new)),
             None => self.forget(kind, id),
@@ -260,7 +288,10 @@ impl View {
             Kind::Agent => drop(self.agents.remove(&*id.name)),
             Kind::Framework => drop(self.frameworks.remove(id)),
             Kind::Quota => drop(self.quotas.remove(&*id.name)),
-            Kind::Task => drop(self.tasks.remove(id)),
+            Kind::Task => {
+                self.tasks.remove(id);
+                self.ended.remove(id);
+            }
             Kind::Offer => drop(self.offers.remove(id)),
             Kind::Event => drop(self.events.remove(id)),
         }
@@ -272,15 +303,12 @@ impl View {
                 if task.phase() == Phase::Pending {
                     add(&mut self.pending, framework_of(task), id);
                 }
-                if let Some(agent) = task.agent() {
-                    add(&mut self.bound, agent.to_owned(), id);
-                    if task.phase().holds_resources() {
-                        add(&mut self.live, agent.to_owned(), id);
-                    }
+                if let Some(agent) = task.agent().filter(|_| task.phase().holds_resources()) {
+                    add(&mut self.live, agent.to_owned(), id);
                 }
             }
             Some(Object::Offer(offer)) => add(&mut self.offered, offer.spec.agent.clone(), id),
-            Some(Object::Event(mark)) => drop(self.by_age.insert((mark.created(), id.clone()))),
+            Some(Object::Event(mark)) => drop(self.by_age.insert((mark.created, id.clone()))),
             _ => {}
         }
     }
@@ -290,12 +318,11 @@ impl View {
             Some(Object::Task(task)) => {
                 remove(&mut self.pending, &framework_of(task), id);
                 if let Some(agent) = task.agent() {
-                    remove(&mut self.bound, &agent.to_owned(), id);
                     remove(&mut self.live, &agent.to_owned(), id);
                 }
             }
             Some(Object::Offer(offer)) => remove(&mut self.offered, &offer.spec.agent, id),
-            Some(Object::Event(mark)) => drop(self.by_age.remove(&(mark.created(), id.clone()))),
+            Some(Object::Event(mark)) => drop(self.by_age.remove(&(mark.created, id.clone()))),
             _ => {}
         }
     }

@@ -170,10 +170,10 @@ impl TestCluster {
     pub async fn phase(&self, name: &str, phase: Phase) -> Arc<Task> {
         let id = Id::new("default", name);
         let what = format!("{name} {phase}");
-        self.wait(&what, |view| {
-            view.tasks.get(&id).filter(|task| task.phase() == phase).cloned()
-        })
-        .await
+        self.wait(&what, |view| (view.phase(&id) == Some(phase)).then_some(()))
+            .await;
+        let task = self.admin.get(Some("default"), name).await;
+        Arc::new(task.expect("it is there"))
     }
 
     /// Checks after every revision that no agent gives out more than it has; the sum of checks is returned by the result.
@@ -229,8 +229,9 @@ impl CapacityCheck {
 /// The tasks of a view by phase.
 pub fn phases(view: &View) -> BTreeMap<Phase, usize> {
     let mut phases = BTreeMap::new();
-    for task in view.tasks.values() {
-        *phases.entry(task.phase()).or_default() += 1;
+    let ended = view.ended.values().map(|task| task.phase);
+    for phase in view.tasks.values().map(|task| task.phase()).chain(ended) {
+        *phases.entry(phase).or_default() += 1;
     }
     phases
 }
