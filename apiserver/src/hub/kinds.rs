@@ -1,5 +1,7 @@
 //! What the hub knows about kinds: where their objects are, and which of their fields are selected by.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::object;
@@ -89,24 +91,24 @@ impl FieldPath {
     }
 
     /// The text of the field; empty where there is none. `source` of events is the component, as in Kubernetes.
-    pub(super) fn text(&self, object: &Value) -> String {
+    pub(super) fn text<'a>(&self, object: &'a Value) -> Cow<'a, str> {
         if self.path == "source" {
             let component = object.pointer("/source/component").and_then(Value::as_str);
             let reporting = object.get("reportingComponent").and_then(Value::as_str);
             let text = component.filter(|text| !text.is_empty()).or(reporting);
-            return text.unwrap_or_default().to_owned();
+            return text.unwrap_or_default().into();
         }
         let mut value = object;
         for part in &self.parts {
             match value.get(part) {
                 Some(inner) => value = inner,
-                None => return String::new(),
+                None => return Cow::default(),
             }
         }
         match value {
-            Value::String(text) => text.clone(),
-            Value::Null | Value::Array(_) | Value::Object(_) => String::new(),
-            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            Value::String(text) => text.into(),
+            Value::Null | Value::Array(_) | Value::Object(_) => Cow::default(),
+            Value::Bool(_) | Value::Number(_) => value.to_string().into(),
         }
     }
 }

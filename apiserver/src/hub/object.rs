@@ -4,6 +4,8 @@
 //! bytes, `{"apiVersion":…,"kind":…,"metadata":{`, so the hub shares the store's buffer and puts the version in when it writes
 //! the object out: nothing is encoded twice and nothing is kept twice. A deleted object is its last bytes with a later version.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use muster_store::{Entry, Key, Revision};
 use serde_json::{Map, Value};
@@ -25,8 +27,37 @@ pub struct Object {
     value: Bytes,
     /// Where the resource version goes in.
     splice: usize,
-    labels: Box<[(Box<str>, Box<str>)]>,
-    fields: Box<[Box<str>]>,
+    /// The selectable fields of its kind, then keys and values of its labels.
+    texts: Texts,
+    /// How many of them are fields.
+    fields: usize,
+}
+
+/// Short texts in one allocation: each a length and its bytes. An object has about five of them, and there are tens of thousands of
+/// objects, those of the past included.
+#[derive(Debug)]
+struct Texts(Box<[u8]>);
+
+impl Texts {
+    fn pack<'a>(texts: impl Iterator<Item = Cow<'a, str>>) -> Texts {
+        let mut out = Vec::new();
+        for text in texts {
+            let length = u32::try_from(text.len()).expect("objects are limited to far less than 4 GiB");
+            out.extend_from_slice(&length.to_le_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }
+        Texts(out.into())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let (length, after) = rest.split_first_chunk()?;
+            let (text, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            rest = after;
+            std::str::from_utf8(text).ok()
+        })
+    }
 }
 
 impl Object {
@@ -45,8 +76,9 @@ impl Object {
         let labels = metadata.get("labels").and_then(Value::as_object);
         let labels = labels.into_iter().flatten().filter_map(|(key, value)| {
             let value = value.as_str()?;
-            Some((key.as_str().into(), value.into()))
+            Some([Cow::from(key), Cow::from(value)])
         });
+        let fields = kind.selectable.iter().map(|field| field.text(&json));
         Some(Object {
             key: entry.key.clone(),
             kind: id,
@@ -54,8 +86,8 @@ impl Object {
             created: entry.create_revision,
             value,
             splice,
-            labels: labels.collect(),
-            fields: kind.selectable.iter().map(|field| field.text(&json).into()).collect(),
+            texts: Texts::pack(fields.chain(labels.flatten())),
+            fields: kind.selectable.len(),
         })
     }
 
@@ -75,15 +107,19 @@ impl Object {
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(known, _)| **known == *key)
-            .map(|(_, value)| &**value)
+        let mut labels = self.texts.iter().skip(self.fields);
+        while let (Some(known), Some(value)) = (labels.next(), labels.next()) {
+            if known == key {
+                return Some(value);
+            }
+        }
+        None
     }
 
     /// The text of the selectable field of this number.
     pub fn field(&self, index: usize) -> &str {
-        self.fields.get(index).map_or("", |field| &**field)
+        let mut fields = self.texts.iter().take(self.fields);
+        fields.nth(index).unwrap_or_default()
     }
 
     /// Appends the object as JSON, as of its own revision.
