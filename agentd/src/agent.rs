@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::stream::{BoxStream, Fuse};
+use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use muster_api::env::Env;
 use muster_api::v1::Task;
@@ -258,13 +258,13 @@ impl Agent {
     fn seen(&mut self, event: ViewEvent) {
         match self.view.apply(event) {
             // What is new may be what a report waited for.
-            Some(key) if self.view.tasks().contains_key(&key) => {
+            Some(key) if self.view.contains(&key) => {
                 if let Some(hold) = self.holds.get_mut(&key) {
                     hold.until = Instant::now();
                 }
             }
             Some(key) => drop(self.holds.remove(&key)),
-            None => self.holds.retain(|key, _| self.view.tasks().contains_key(key)),
+            None => self.holds.retain(|key, _| self.view.contains(key)),
         }
     }
 
@@ -282,6 +282,7 @@ impl Agent {
         let plan = plan::plan(&PlanInput {
             agent: &self.parts.name,
             tasks: self.view.tasks(),
+            ended: self.view.ended(),
             containers: &self.containers,
             devices: self.parts.devices.as_ref(),
             now: wall,
@@ -355,18 +356,25 @@ impl Agent {
     }
 
     fn say(&mut self, key: TaskKey, report: Report, session: &Session) {
-        let Some(task) = self.view.tasks().get(&key).cloned() else {
-            return;
-        };
-        if let Report::Status(status) = &report {
-            tracing::info!(task = %key, phase = %status.phase, reason = ?status.reason, "says");
-        }
-        self.reporting.insert(key.clone());
         let (client, slots) = (session.client.clone(), Arc::clone(&self.report_slots));
-        self.jobs.spawn(async move {
-            let answer = report::write(client, slots, task, report).await;
-            Done::Reported(key, Box::new(answer))
-        });
+        let saying = match report {
+            Report::Status(status) => {
+                let Some(task) = self.view.tasks().get(&key).cloned() else {
+                    return;
+                };
+                tracing::info!(task = %key, phase = %status.phase, reason = ?status.reason, "says");
+                report::say(client, slots, task, status).boxed()
+            }
+            Report::Release => {
+                let Some(task) = self.view.ended().get(&key).cloned() else {
+                    return;
+                };
+                report::release(client, slots, key.clone(), task).boxed()
+            }
+        };
+        self.reporting.insert(key.clone());
+        self.jobs
+            .spawn(async move { Done::Reported(key, Box::new(saying.await)) });
     }
 }
 

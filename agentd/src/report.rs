@@ -6,13 +6,12 @@
 use std::sync::Arc;
 
 use kube::Resource as _;
-use muster_api::names::FINALIZER_AGENT;
 use muster_api::v1::{Task, TaskStatus};
 use muster_client::{Client, Error, Patch};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::plan::Report;
+use crate::plan::{EndedTask, TaskKey};
 
 /// The fields of a task's status that agents write.
 const FIELDS: [&str; 8] = [
@@ -26,49 +25,47 @@ const FIELDS: [&str; 8] = [
     "observedGeneration",
 ];
 
-/// Writes one report, when `slots` has room. The answer is the task as it is now; `None` when it is gone.
-pub async fn write(
+/// Writes a status, when `slots` has room. The answer is the task as it is now.
+pub async fn say(
     client: Client,
     slots: Arc<Semaphore>,
     task: Arc<Task>,
-    report: Report,
+    status: Box<TaskStatus>,
 ) -> Result<Option<Task>, Error> {
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
     let (namespace, name) = (Some(task.namespace()), task.name());
-    match report {
-        Report::Status(status) => {
-            let patch = Patch::Merge(status_patch(&task, &status));
-            client.patch_status::<Task>(namespace, name, &patch).await.map(Some)
-        }
-        Report::Release => {
-            let patch = Patch::Merge(release_patch(&task));
-            // The last finalizer of a deleted object takes the object with it: the answer is then of no use.
-            let path = format!("{}/{name}", Task::url_path(&(), namespace));
-            match client.patch_at::<Value>(&path, &patch).await {
-                Ok(_) | Err(Error::NotFound(_)) => Ok(None),
-                Err(error) => Err(error),
-            }
-        }
-    }
+    let patch = Patch::Merge(status_patch(&task, &status));
+    client.patch_status::<Task>(namespace, name, &patch).await.map(Some)
 }
 
-fn identity(task: &Task) -> Value {
-    json!({ "uid": task.metadata.uid, "resourceVersion": task.metadata.resource_version })
+/// Takes the agent's finalizer off, when `slots` has room. There is no task in the answer: it is gone, or its watch will show it.
+pub async fn release(
+    client: Client,
+    slots: Arc<Semaphore>,
+    key: TaskKey,
+    task: EndedTask,
+) -> Result<Option<Task>, Error> {
+    let _slot = slots.acquire().await.expect("the semaphore is never closed");
+    let patch = Patch::Merge(release_patch(&task));
+    // The last finalizer of a deleted object takes the object with it: the answer is then of no use.
+    let path = format!("{}/{}", Task::url_path(&(), Some(&key.namespace)), key.name);
+    match client.patch_at::<Value>(&path, &patch).await {
+        Ok(_) | Err(Error::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn status_patch(task: &Task, status: &TaskStatus) -> Value {
     let mut all = serde_json::to_value(status).expect("a status is plain data");
     // In a merge patch what is not there stays, and null goes.
     let fields = FIELDS.map(|field| (field.to_owned(), all.get_mut(field).map_or(Value::Null, Value::take)));
-    json!({ "metadata": identity(task), "status": Value::Object(fields.into_iter().collect()) })
+    let identity = json!({ "uid": task.metadata.uid, "resourceVersion": task.metadata.resource_version });
+    json!({ "metadata": identity, "status": Value::Object(fields.into_iter().collect()) })
 }
 
-fn release_patch(task: &Task) -> Value {
-    let finalizers = task.metadata.finalizers.iter().flatten();
-    let others: Vec<&String> = finalizers.filter(|finalizer| *finalizer != FINALIZER_AGENT).collect();
-    let mut meta = identity(task);
-    meta["finalizers"] = json!(others);
-    json!({ "metadata": meta })
+fn release_patch(task: &EndedTask) -> Value {
+    let version = task.revision.to_string();
+    json!({ "metadata": { "uid": task.uid, "resourceVersion": version, "finalizers": task.others } })
 }
 
 #[cfg(test)]
@@ -106,6 +103,9 @@ mod tests {
             .as_mut()
             .expect("bound")
             .push("somebody/else".to_owned());
-        assert_eq!(release_patch(&task)["metadata"]["finalizers"], json!(["somebody/else"]));
+        task.status.as_mut().expect("bound").phase = Phase::Killed;
+        let expect = json!({ "uid": "uid-t", "resourceVersion": "7", "finalizers": ["somebody/else"] });
+        let ended = EndedTask::of(&task).expect("it has ended");
+        assert_eq!(release_patch(&ended)["metadata"], expect);
     }
 }

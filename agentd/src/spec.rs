@@ -34,7 +34,7 @@ pub fn owner(container: &Container) -> Option<(&str, u32)> {
 
 /// The devices that a container holds until it has exited.
 pub fn devices(container: &Container) -> impl Iterator<Item = &str> {
-    let list = container.labels.get(LABEL_DEVICES).map_or("", String::as_str);
+    let list = container.labels.get(LABEL_DEVICES).unwrap_or_default();
     list.split(',').filter(|uuid| !uuid.is_empty())
 }
 

@@ -1,7 +1,8 @@
 //! The tasks of this agent, as the API server last showed them or acknowledged a write of them. Pure.
 //!
-//! It promises: an object never goes back to an older revision; what cannot be read is remembered by its uid, so its containers are not
-//! taken for orphans; a server that went back in time ([`View::regressed`]) is noticed, and then nothing is concluded from absence.
+//! Of a task that has ended only what letting go of it needs is kept. It promises: an object never goes back to an older revision; what
+//! cannot be read is remembered by its uid, so its containers are not taken for orphans; a server that went back in time
+//! ([`View::regressed`]) is noticed, and then nothing is concluded from absence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,13 +12,15 @@ use muster_api::v1::Task;
 use serde::de::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::plan::TaskKey;
+use crate::plan::{EndedTask, TaskKey};
 
 /// A task as it came over the wire, or what could be told of one that cannot be read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Row {
-    /// A task.
+    /// A task that has not ended.
     Task(Box<Task>),
+    /// A task that has: only what is kept of it, because a list may bring thousands.
+    Ended(TaskKey, EndedTask),
     /// Something else, perhaps of a newer version than this.
     Unreadable {
         /// What can be told of it.
@@ -28,25 +31,41 @@ pub enum Row {
 }
 
 impl Row {
-    fn meta(&self) -> &ObjectMeta {
-        match self {
-            Row::Task(task) => &task.metadata,
-            Row::Unreadable { meta, .. } => meta,
+    /// What is kept of a task.
+    pub fn of(task: Task) -> Row {
+        match EndedTask::of(&task) {
+            Some(ended) => Row::Ended(TaskKey::of(&task), ended),
+            None => Row::Task(Box::new(task)),
         }
     }
 
     /// The name of the object.
     pub fn key(&self) -> TaskKey {
-        let meta = self.meta();
-        TaskKey {
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
+        match self {
+            Row::Task(task) => TaskKey::of(task),
+            Row::Ended(key, _) => key.clone(),
+            Row::Unreadable { meta, .. } => TaskKey {
+                namespace: meta.namespace.clone().unwrap_or_default(),
+                name: meta.name.clone().unwrap_or_default(),
+            },
         }
     }
 
     /// The revision of the object; 0 when it has none.
     pub fn revision(&self) -> u64 {
-        revision(self.meta())
+        match self {
+            Row::Task(task) => revision(&task.metadata),
+            Row::Ended(_, task) => task.revision,
+            Row::Unreadable { meta, .. } => revision(meta),
+        }
+    }
+
+    fn uid(&self) -> Option<&str> {
+        match self {
+            Row::Task(task) => task.metadata.uid.as_deref(),
+            Row::Ended(_, task) => Some(&task.uid),
+            Row::Unreadable { meta, .. } => meta.uid.as_deref(),
+        }
     }
 }
 
@@ -54,7 +73,7 @@ impl<'de> Deserialize<'de> for Row {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Row, D::Error> {
         let value = Value::deserialize(deserializer)?;
         Ok(match Task::deserialize(&value) {
-            Ok(task) => Row::Task(Box::new(task)),
+            Ok(task) => Row::of(task),
             Err(error) => Row::Unreadable {
                 meta: value
                     .get("metadata")
@@ -67,7 +86,8 @@ impl<'de> Deserialize<'de> for Row {
     }
 }
 
-fn revision(meta: &ObjectMeta) -> u64 {
+/// The revision of an object; 0 when it has none.
+pub(crate) fn revision(meta: &ObjectMeta) -> u64 {
     meta.resource_version
         .as_deref()
         .and_then(|text| text.parse().ok())
@@ -95,6 +115,7 @@ pub enum ViewEvent {
 #[derive(Debug, Default)]
 pub struct View {
     tasks: BTreeMap<TaskKey, Arc<Task>>,
+    ended: BTreeMap<TaskKey, EndedTask>,
     unreadable: BTreeMap<TaskKey, String>,
     listed: bool,
     live: bool,
@@ -103,15 +124,27 @@ pub struct View {
 }
 
 impl View {
-    /// The tasks.
+    /// The tasks that have not ended.
     pub fn tasks(&self) -> &BTreeMap<TaskKey, Arc<Task>> {
         &self.tasks
     }
 
+    /// Those that have.
+    pub fn ended(&self) -> &BTreeMap<TaskKey, EndedTask> {
+        &self.ended
+    }
+
+    /// Whether there is a task of this name that can be read.
+    pub fn contains(&self, key: &TaskKey) -> bool {
+        self.tasks.contains_key(key) || self.ended.contains_key(key)
+    }
+
     /// The uids of all tasks, those included that cannot be read.
     pub fn uids(&self) -> BTreeSet<&str> {
-        let readable = self.tasks.values().filter_map(|task| task.metadata.uid.as_deref());
-        readable.chain(self.unreadable.values().map(String::as_str)).collect()
+        let tasks = self.tasks.values().filter_map(|task| task.metadata.uid.as_deref());
+        let ended = self.ended.values().map(|task| &*task.uid);
+        let unreadable = self.unreadable.values().map(String::as_str);
+        tasks.chain(ended).chain(unreadable).collect()
     }
 
     /// Whether there was a list at all.
@@ -133,15 +166,11 @@ impl View {
     pub fn apply(&mut self, event: ViewEvent) -> Option<TaskKey> {
         match event {
             ViewEvent::Listed(rows, revision) => {
-                let before = std::mem::take(&mut self.tasks);
+                let listed: BTreeSet<TaskKey> = rows.iter().map(Row::key).collect();
+                self.tasks.retain(|key, _| listed.contains(key));
+                self.ended.retain(|key, _| listed.contains(key));
                 self.unreadable.clear();
-                for row in rows {
-                    let key = row.key();
-                    self.insert(row);
-                    if let (Some(old), Some(new)) = (before.get(&key), self.tasks.get_mut(&key)) {
-                        keep_newer(old, new);
-                    }
-                }
+                rows.into_iter().for_each(|row| self.insert(row));
                 self.listed = true;
                 self.revision = revision;
                 self.highest = self.highest.max(revision);
@@ -157,16 +186,13 @@ impl View {
             ViewEvent::Changed(row) => {
                 self.reach(row.revision());
                 let key = row.key();
-                let old = self.tasks.remove(&key);
                 self.insert(row);
-                if let (Some(old), Some(new)) = (old, self.tasks.get_mut(&key)) {
-                    keep_newer(&old, new);
-                }
                 Some(key)
             }
             ViewEvent::Deleted(key, revision) => {
                 self.reach(revision);
                 self.tasks.remove(&key);
+                self.ended.remove(&key);
                 self.unreadable.remove(&key);
                 Some(key)
             }
@@ -187,13 +213,18 @@ impl View {
 
     /// Takes in the answer to a write; older than what is here, or about what is gone, it says nothing.
     pub fn acknowledged(&mut self, task: Task) {
-        if let Some(shown) = self.tasks.get_mut(&TaskKey::of(&task)) {
-            let mut task = Arc::new(task);
-            if task.metadata.uid == shown.metadata.uid {
-                keep_newer(shown, &mut task);
-                *shown = task;
-            }
+        let known = self.known(&TaskKey::of(&task)).map(|(uid, _)| uid);
+        if known.is_some() && known == task.metadata.uid.as_deref() {
+            self.insert(Row::of(task));
         }
+    }
+
+    /// The uid and the revision of the task of this name.
+    fn known(&self, key: &TaskKey) -> Option<(&str, u64)> {
+        let ended = || self.ended.get(key).map(|task| (&*task.uid, task.revision));
+        let task = self.tasks.get(key);
+        let task = task.and_then(|task| Some((task.metadata.uid.as_deref()?, revision(&task.metadata))));
+        task.or_else(ended)
     }
 
     fn reach(&mut self, revision: u64) {
@@ -201,25 +232,27 @@ impl View {
         self.highest = self.highest.max(self.revision);
     }
 
+    /// Puts what was read in its place, unless a later state of the same object is there.
     fn insert(&mut self, row: Row) {
         let key = row.key();
+        let readable = !matches!(row, Row::Unreadable { .. });
+        if readable {
+            self.unreadable.remove(&key);
+        }
+        let known = self.known(&key);
+        if readable && known.is_some_and(|(uid, revision)| row.uid() == Some(uid) && revision > row.revision()) {
+            return;
+        }
+        self.tasks.remove(&key);
+        self.ended.remove(&key);
         match row {
-            Row::Task(task) => {
-                self.unreadable.remove(&key);
-                self.tasks.insert(key, Arc::from(task));
-            }
+            Row::Task(task) => drop(self.tasks.insert(key, Arc::from(task))),
+            Row::Ended(_, task) => drop(self.ended.insert(key, task)),
             Row::Unreadable { meta, error } => {
                 tracing::warn!(task = %key, %error, "a task cannot be read; it is left alone");
                 self.unreadable.insert(key, meta.uid.unwrap_or_default());
             }
         }
-    }
-}
-
-/// Of two states of one object, the later.
-fn keep_newer(old: &Arc<Task>, new: &mut Arc<Task>) {
-    if old.metadata.uid == new.metadata.uid && revision(&old.metadata) > revision(&new.metadata) {
-        *new = Arc::clone(old);
     }
 }
 
@@ -238,7 +271,7 @@ mod tests {
     }
 
     fn row(name: &str, revision: u64, phase: Phase) -> Row {
-        Row::Task(Box::new(task(name, revision, phase)))
+        Row::of(task(name, revision, phase))
     }
 
     fn phase(view: &View, name: &str) -> Option<Phase> {
@@ -276,9 +309,27 @@ mod tests {
         view.apply(ViewEvent::Listed(vec![row("t", 50, Phase::Running)], 50));
         let mut other = task("t", 60, Phase::Staging);
         other.metadata.uid = Some("another".to_owned());
-        view.apply(ViewEvent::Changed(Row::Task(Box::new(other))));
+        view.apply(ViewEvent::Changed(Row::of(other)));
         view.acknowledged(task("t", 70, Phase::Finished));
         assert_eq!(phase(&view, "t"), Some(Phase::Staging));
+    }
+
+    #[test]
+    fn of_a_task_that_has_ended_little_is_kept_and_nothing_brings_it_back() {
+        let mut view = View::default();
+        view.apply(ViewEvent::Listed(vec![row("t", 5, Phase::Running)], 5));
+        view.acknowledged(task("t", 8, Phase::Finished));
+        let ended = |view: &View| view.ended().get(&TaskKey::of(&bound("t"))).map(|task| task.revision);
+        assert_eq!((phase(&view, "t"), ended(&view)), (None, Some(8)));
+        view.apply(ViewEvent::Changed(row("t", 6, Phase::Killing)));
+        view.apply(ViewEvent::Listed(vec![row("t", 7, Phase::Running)], 7));
+        view.acknowledged(task("t", 7, Phase::Running));
+        assert_eq!((phase(&view, "t"), ended(&view)), (None, Some(8)));
+        assert!(view.uids().contains("uid-t"), "its containers are no orphans");
+        view.apply(ViewEvent::Changed(row("t", 9, Phase::Finished)));
+        assert_eq!(ended(&view), Some(9));
+        view.apply(ViewEvent::Deleted(TaskKey::of(&bound("t")), 10));
+        assert!(!view.contains(&TaskKey::of(&bound("t"))) && view.uids().is_empty());
     }
 
     #[test]

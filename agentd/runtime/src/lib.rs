@@ -22,7 +22,7 @@ use futures::stream::BoxStream;
 pub use fake::FakeRuntime;
 pub use process::ProcessRuntime;
 pub use types::{
-    Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, Limits, LogChunk,
+    Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, Labels, Limits, LogChunk,
     LogLine, LogPosition, LogQuery, Mount, Rootfs, State, Stop, Stream, User,
 };
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -171,13 +172,33 @@ pub struct Fence {
 /// The [`Exit::error`] of a container that its fence has ended.
 pub const FENCED: &str = "ended by its fence: nobody vouched for it any more";
 
+/// The labels of a container. Clones share them: a runtime remembers tens of thousands of exited containers, and whoever lists them
+/// keeps the list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(Arc<[(Box<str>, Box<str>)]>);
+
+impl Labels {
+    /// The value of a label.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.0.iter().find(|(known, _)| **known == *name);
+        found.map(|(_, value)| &**value)
+    }
+}
+
+impl<N: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(N, V)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(labels: I) -> Labels {
+        let labels = labels.into_iter().map(|(name, value)| (name.into(), value.into()));
+        Labels(labels.collect())
+    }
+}
+
 /// A container as the runtime sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
     /// Its id.
     pub id: ContainerId,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// How far it is.
     pub state: State,
 }

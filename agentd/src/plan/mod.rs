@@ -8,6 +8,7 @@
 //!
 //! Tested by tables (one case per rule) and by properties over random histories.
 
+mod ended;
 mod memory;
 mod task;
 
@@ -29,6 +30,7 @@ use muster_runtime::{Container, ContainerId, ContainerSpec, State, Stop};
 use crate::devices::DeviceSource;
 use crate::limits::GRACE_DEFAULT;
 use crate::spec;
+pub use ended::EndedTask;
 pub use memory::{Failure, Memory, Verb};
 
 /// The name of a task: its namespace and its name there.
@@ -61,8 +63,10 @@ impl fmt::Display for TaskKey {
 pub struct PlanInput<'a> {
     /// The name of this agent.
     pub agent: &'a str,
-    /// The tasks bound to it, as the API server last showed or acknowledged them.
+    /// The tasks bound to it that have not ended, as the API server last showed or acknowledged them.
     pub tasks: &'a BTreeMap<TaskKey, Arc<Task>>,
+    /// Those that have ended.
+    pub ended: &'a BTreeMap<TaskKey, EndedTask>,
     /// The containers that are here.
     pub containers: &'a [Container],
     /// The devices that are here.
@@ -184,25 +188,32 @@ pub fn plan(input: &PlanInput<'_>) -> AgentPlan {
         if input.busy.contains(uid) || task.agent() != Some(input.agent) {
             continue;
         }
-        let one = task::plan(input, &held, task, uid, runs);
-        if !one.actions.is_empty() {
-            plan.actions.insert(uid.to_owned(), one.actions);
+        plan.add(uid, Some(key), task::plan(input, &held, task, uid, runs));
+    }
+    for (key, task) in input.ended {
+        let runs = containers.remove(&*task.uid).unwrap_or_default();
+        if !input.busy.contains(&*task.uid) {
+            plan.add(&task.uid, Some(key), ended::plan(input, task, &runs));
         }
-        if let Some(report) = one.report {
-            plan.reports.insert(key.clone(), report);
-        }
-        plan.wake = earlier(plan.wake, one.wake);
     }
     for (uid, runs) in containers {
         if input.orphans.contains(uid) && !input.busy.contains(uid) {
-            let one = orphan(input, &runs);
-            if !one.actions.is_empty() {
-                plan.actions.insert(uid.to_owned(), one.actions);
-            }
-            plan.wake = earlier(plan.wake, one.wake);
+            plan.add(uid, None, orphan(input, &runs));
         }
     }
     plan
+}
+
+impl AgentPlan {
+    fn add(&mut self, uid: &str, key: Option<&TaskKey>, one: TaskPlan) {
+        if !one.actions.is_empty() {
+            self.actions.insert(uid.to_owned(), one.actions);
+        }
+        if let (Some(key), Some(report)) = (key, one.report) {
+            self.reports.insert(key.clone(), report);
+        }
+        self.wake = earlier(self.wake, one.wake);
+    }
 }
 
 /// A task that does not exist any more leaves nothing.

@@ -186,7 +186,7 @@ impl World {
                 assert!(self.created.insert(id.clone()), "{id} was made twice");
                 self.scene.containers.push(Container {
                     id: id.clone(),
-                    labels: spec.labels.clone(),
+                    labels: spec.labels.clone().into_iter().collect(),
                     state: State::Created,
                 });
                 self.scene.containers.sort_by(|a, b| a.id.cmp(&b.id));

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use muster_api::names::FINALIZER_AGENT;
 use muster_api::task_state::{Phase, Writer};
 use muster_api::v1::{Desired, Task, TaskReason, TaskStatus};
 use muster_runtime::{Container, ContainerId, State};
@@ -32,9 +31,15 @@ pub(super) fn plan(
         plan: TaskPlan::default(),
     };
     match case.status.phase {
-        Phase::Pending => {}
-        phase if phase.is_terminal() => case.over(),
-        _ => case.live(),
+        Phase::Staging | Phase::Starting | Phase::Running | Phase::Killing => case.live(),
+        // Not bound, or ended: neither is here to be run.
+        Phase::Pending
+        | Phase::Finished
+        | Phase::Failed
+        | Phase::Killed
+        | Phase::Error
+        | Phase::Dropped
+        | Phase::Gone => {}
     }
     case.plan
 }
@@ -68,25 +73,6 @@ impl Case<'_> {
 
     fn deleting(&self) -> bool {
         self.task.metadata.deletion_timestamp.is_some()
-    }
-
-    /// The task has ended: nothing of it may run. Its last containers stay, for their logs, until the object is deleted.
-    fn over(&mut self) {
-        let kept = if self.deleting() { 0 } else { CONTAINERS_KEPT };
-        let old = self.runs.len().saturating_sub(kept);
-        let runs: Vec<&Container> = self.runs.values().copied().collect();
-        for (index, container) in runs.into_iter().enumerate() {
-            match container.state {
-                State::Exited(_) if index < old => self.act(Action::Remove(container.id.clone())),
-                State::Exited(_) => {}
-                State::Created | State::Running { .. } => self.stop(&container.id),
-            }
-        }
-        let finalizers = self.task.metadata.finalizers.iter().flatten();
-        let ours = finalizers.into_iter().any(|finalizer| finalizer == FINALIZER_AGENT);
-        if self.deleting() && self.runs.is_empty() && ours {
-            self.plan.report = Some(Report::Release);
-        }
     }
 
     fn live(&mut self) {

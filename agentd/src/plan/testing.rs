@@ -10,7 +10,7 @@ use muster_api::v1::{Task, TaskReason, TaskStatus};
 use muster_api::{ObjectMeta, Time};
 use muster_runtime::{Container, ContainerId, Exit, State};
 
-use super::{Action, AgentPlan, Memory, PlanInput, Report, TaskKey};
+use super::{Action, AgentPlan, EndedTask, Memory, PlanInput, Report, TaskKey};
 use crate::devices::{DeviceSource, SimulatedDevices};
 use crate::spec::{LABEL_ATTEMPT, LABEL_DEVICES, LABEL_UID, container_id};
 
@@ -126,7 +126,7 @@ impl Scene {
         let labels = [(LABEL_UID, format!("uid-{task}")), (LABEL_ATTEMPT, attempt.to_string())];
         self.containers.push(Container {
             id: id(task, attempt),
-            labels: labels.map(|(name, value)| (name.to_owned(), value)).into(),
+            labels: labels.into_iter().collect(),
             state,
         });
         self
@@ -134,7 +134,8 @@ impl Scene {
 
     pub(crate) fn holding(mut self, device: &str) -> Scene {
         let last = self.containers.last_mut().expect("a container was added");
-        last.labels.insert(LABEL_DEVICES.to_owned(), device.to_owned());
+        let kept = [LABEL_UID, LABEL_ATTEMPT].map(|name| (name, last.labels.get(name).unwrap_or_default()));
+        last.labels = kept.into_iter().chain([(LABEL_DEVICES, device)]).collect();
         self
     }
 
@@ -149,9 +150,17 @@ impl Scene {
     }
 
     pub(crate) fn plan(&self) -> AgentPlan {
+        let (mut tasks, mut ended) = (BTreeMap::new(), BTreeMap::new());
+        for (key, task) in &self.tasks {
+            match EndedTask::of(task) {
+                Some(task) => drop(ended.insert(key.clone(), task)),
+                None => drop(tasks.insert(key.clone(), Arc::clone(task))),
+            }
+        }
         super::plan(&PlanInput {
             agent: "a1",
-            tasks: &self.tasks,
+            tasks: &tasks,
+            ended: &ended,
             containers: &self.containers,
             devices: &self.devices as &dyn DeviceSource,
             now: Timestamp::from_millisecond(self.now_ms).expect("in range"),

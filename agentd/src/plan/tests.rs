@@ -5,7 +5,7 @@ use std::time::Duration;
 use muster_api::duration::Span;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Attempt, Desired, Kill, RestartPolicy, Signal, Task, TaskReason, Unreachable, UnreachablePolicy};
-use muster_runtime::{Error, Exit, State};
+use muster_runtime::{Error, Exit, Labels, State};
 
 use super::testing::*;
 use super::*;
@@ -416,7 +416,7 @@ fn a_container_without_a_task_is_removed_only_when_that_is_proven() {
 #[test]
 fn containers_of_others_are_left_alone() {
     let mut scene = Scene::new().with("x", 1, exit(0));
-    scene.containers[0].labels.clear();
+    scene.containers[0].labels = Labels::default();
     scene.orphans.insert("uid-x".to_owned());
     let plan = scene.check(&[], None);
     assert_eq!(plan.problems.len(), 1);

@@ -263,7 +263,7 @@ impl Machine {
     pub(super) fn list(&self) -> Vec<Container> {
         let container = |(id, fake): (&ContainerId, &Fake)| Container {
             id: id.clone(),
-            labels: fake.spec.labels.clone(),
+            labels: fake.spec.labels.clone().into_iter().collect(),
             state: match &fake.state {
                 FakeState::Created => State::Created,
                 FakeState::Running(running) => State::Running {

@@ -94,7 +94,7 @@ impl Shared {
         let container = |state| {
             Some(Container {
                 id,
-                labels: spec.labels,
+                labels: spec.labels.into_iter().collect(),
                 state,
             })
         };
