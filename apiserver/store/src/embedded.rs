@@ -42,6 +42,8 @@ use writer::{Command, GROUP_MAX, Writer};
 pub struct Options {
     /// The name that the store gets if it has to be made; an existing one keeps its own. Meant to be random.
     pub uid: u128,
+    /// The revision that the store begins after if it has to be made, 0 by default: a restored cluster goes on above what it had.
+    pub start: Revision,
     /// How many revisions of history are kept on disk at least. Older ones are forgotten as new ones come, as if by
     /// [`Store::compact`]. The default, 100,000, is 16 minutes at 100 writes a second; at 1.5 KB each it is 150 MB of file.
     pub retain: u64,
@@ -57,6 +59,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             uid: 0,
+            start: 0,
             retain: 100_000,
             cache_bytes: 8 << 20,
             tail_bytes: 8 << 20,
@@ -108,7 +111,7 @@ impl EmbeddedStore {
             revisions: TAIL_REVISIONS,
             bytes: options.tail_bytes,
         };
-        let loaded = disk::load(&database, options.uid, bounds)?;
+        let loaded = disk::load(&database, options.uid, options.start, bounds)?;
         let mut tail = History::new(loaded.revision - loaded.tail.len() as u64, bounds);
         loaded.tail.into_iter().for_each(|batch| tail.push(batch));
         let leases = Leases::restore(loaded.leases, loaded.next_lease, Instant::now());

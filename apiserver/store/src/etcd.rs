@@ -4,7 +4,8 @@
 //! `<prefix>/meta/`. At the first start the cluster's UID is recorded there, create-only; every transaction compares that very
 //! record, so a wrong, empty or restored etcd behind the same address can never be written.
 //!
-//! Revisions are etcd's own. They rise, but not by one: other prefixes of the same etcd move them too. Who has seen a newer
+//! Revisions are etcd's own, from an offset that is recorded with the UID: zero, unless the cluster was restored, when its
+//! revisions must not come again. They rise, but not by one: other prefixes of the same etcd move them too. Who has seen a newer
 //! revision than its watch, and nothing comes, has the watch overtake it by a write of its own under `meta/` (a *mark*): events
 //! come in order, so the mark's event proves what went before. Progress notifications of etcd 3.4 prove nothing and are not used.
 //!
@@ -51,6 +52,8 @@ pub struct EtcdConfig {
     pub prefix: String,
     /// The name that the cluster gets if the prefix is empty; an existing one keeps its own. Meant to be random.
     pub uid: u128,
+    /// The revision that it begins after if the prefix is empty. Etcd's own cannot be set, so they are counted from there.
+    pub start: Revision,
     /// The name that it must have already; anything else, or nothing, is refused.
     pub expect_uid: Option<u128>,
     /// When history is forgotten; `None`: somebody else sees to it.
@@ -69,6 +72,7 @@ impl EtcdConfig {
             tls: None,
             prefix: prefix.into(),
             uid,
+            start: 0,
             expect_uid: None,
             compaction: Some(Compaction::default()),
             progress_after: Duration::from_millis(20),
@@ -112,11 +116,13 @@ pub(crate) struct Shared {
     progress_after: Duration,
 }
 
-/// The cluster's name, and the revision at which it was recorded: a record made anew is another one.
+/// The cluster's name, and etcd's revision at which it was recorded: a record made anew is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     uid: u128,
-    created: Revision,
+    created: i64,
+    /// What its revisions are ahead of etcd's.
+    offset: u64,
     /// etcd's own number for itself.
     etcd: u64,
 }
@@ -127,6 +133,8 @@ impl EtcdStore {
         let layout = Layout::new(&config.prefix)?;
         let members = Members::new(&config).await?;
         let (identity, newest) = calls::identify(&members, &layout, &config).await?;
+        let layout = layout.with_offset(identity.offset);
+        let newest = layout.revision(newest);
         let shared = Arc::new(Shared {
             members,
             layout,

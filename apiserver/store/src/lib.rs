@@ -8,6 +8,7 @@
 //! What must never happen here: an unconditional write, or the name of a kind. The promises are written down once, as
 //! executable cases, in [`conformance`], and every store passes them.
 
+pub mod backup;
 pub mod conformance;
 mod core;
 pub mod embedded;

@@ -104,9 +104,9 @@ pub(super) fn open(path: &Path, cache_bytes: usize) -> Result<Database, Error> {
         })
 }
 
-/// Reads everything that has to be in memory; a new file is given its tables and its `uid` first.
-pub(super) fn load(database: &Database, uid: u128, bounds: Bounds) -> Result<Loaded, Error> {
-    initialize(database, uid).map_err(broken)?;
+/// Reads everything that has to be in memory; a new file is given its tables, its `uid` and its first revision before.
+pub(super) fn load(database: &Database, uid: u128, start: Revision, bounds: Bounds) -> Result<Loaded, Error> {
+    initialize(database, uid, start).map_err(broken)?;
     let read = database.begin_read().map_err(broken)?;
     let meta = |name: &str| number(&read, name);
     let format = meta("format")?;
@@ -147,12 +147,17 @@ pub(super) fn load(database: &Database, uid: u128, bounds: Bounds) -> Result<Loa
     })
 }
 
-fn initialize(database: &Database, uid: u128) -> Result<(), redb::Error> {
+fn initialize(database: &Database, uid: u128, start: Revision) -> Result<(), redb::Error> {
     let txn = database.begin_write()?;
     {
         let mut meta = txn.open_table(META)?;
         if meta.is_empty()? {
-            for (name, value) in [("format", FORMAT), ("revision", 0), ("compacted", 0), ("next_lease", 1)] {
+            for (name, value) in [
+                ("format", FORMAT),
+                ("revision", start),
+                ("compacted", start),
+                ("next_lease", 1),
+            ] {
                 meta.insert(name, value)?;
             }
             txn.open_table(IDENTITY)?.insert("uid", uid)?;

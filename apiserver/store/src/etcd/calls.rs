@@ -18,12 +18,12 @@ const PAGE: i64 = 1_000;
 /// How long the first connection may take: members that were started together elect their leader.
 const FIRST: Duration = Duration::from_secs(15);
 
-/// Finds the cluster, or makes it, and returns the newest revision too.
+/// Finds the cluster, or makes it, and returns etcd's newest revision too.
 pub(super) async fn identify(
     members: &Members,
     layout: &Layout,
     config: &EtcdConfig,
-) -> Result<(Identity, Revision), Error> {
+) -> Result<(Identity, i64), Error> {
     let key = layout.uid();
     let end = Instant::now() + FIRST;
     loop {
@@ -33,11 +33,12 @@ pub(super) async fn identify(
         });
         let answer = read.await?.0;
         let header = answer.header.unwrap_or_default();
-        let newest = layout::revision(header.revision);
         if let Some(found) = answer.kvs.first() {
+            let (uid, offset) = layout::read_record(&found.value)?;
             let identity = Identity {
-                uid: layout::read_record(&found.value)?,
-                created: layout::revision(found.create_revision),
+                uid,
+                offset,
+                created: found.create_revision,
                 etcd: header.cluster_id,
             };
             return match config.expect_uid {
@@ -47,7 +48,7 @@ pub(super) async fn identify(
                     config.prefix,
                     identity.uid
                 ))),
-                _ => Ok((identity, newest)),
+                _ => Ok((identity, header.revision)),
             };
         }
         if let Some(expected) = config.expect_uid {
@@ -57,9 +58,10 @@ pub(super) async fn identify(
                 config.prefix
             )));
         }
+        let offset = config.start.saturating_sub(u64::try_from(header.revision).unwrap_or(0));
         let created = members.send(DEADLINE, |client| {
             let absent = EtcdCompare::create_revision(key.clone(), CompareOp::Equal, 0);
-            let put = TxnOp::put(key.clone(), layout::record(config.uid), None);
+            let put = TxnOp::put(key.clone(), layout::record(config.uid, offset), None);
             async move { kv(&client).txn(EtcdTxn::new().when([absent]).and_then([put])).await }
         });
         match created.await {
@@ -119,7 +121,7 @@ impl Shared {
     /// Checks who answered, takes notice of the revision, and returns it.
     pub(super) fn header(&self, header: Option<PbResponseHeader>) -> Result<Revision, Error> {
         self.origin(header.as_ref())?;
-        let revision = layout::revision(header.map_or(0, |header| header.revision));
+        let revision = self.layout.revision(header.map_or(0, |header| header.revision));
         self.saw(revision);
         Ok(revision)
     }
@@ -170,7 +172,7 @@ impl Shared {
     }
 
     pub(super) fn compare_record(&self, found: Option<&PbKeyValue>) -> Result<(), Error> {
-        let same = found.is_some_and(|found| layout::revision(found.create_revision) == self.identity.created);
+        let same = found.is_some_and(|found| found.create_revision == self.identity.created);
         if same {
             return Ok(());
         }
@@ -189,7 +191,10 @@ impl Shared {
             .range(&self.layout.uid(), &GetOptions::new().with_keys_only())
             .await?;
         self.compare_record(answer.kvs.first())?;
-        Ok(layout::revision(answer.header.map_or(0, |header| header.revision)).max(known))
+        Ok(self
+            .layout
+            .revision(answer.header.map_or(0, |header| header.revision))
+            .max(known))
     }
 
     pub(super) async fn list(&self, prefix: &Prefix, page: Page) -> Result<Listing, Error> {
@@ -220,7 +225,7 @@ impl Shared {
             let options = GetOptions::new()
                 .with_range(end.clone())
                 .with_limit(limit)
-                .with_revision(layout::number(revision));
+                .with_revision(self.layout.number(revision));
             let answer = match self.range(&start, &options).await {
                 Err(Trouble::AnswerTooLarge) if limit > 1 => {
                     size.store(limit / 2, Ordering::Relaxed);
@@ -229,7 +234,9 @@ impl Shared {
                 answer => answer?,
             };
             if revision == 0 {
-                revision = layout::revision(answer.header.as_ref().map_or(0, |header| header.revision));
+                revision = self
+                    .layout
+                    .revision(answer.header.as_ref().map_or(0, |header| header.revision));
             }
             if left == 0 {
                 return Ok(Listing {
@@ -258,7 +265,11 @@ impl Shared {
 
     pub(super) async fn compact(&self, revision: Revision) -> Result<(), Error> {
         self.check()?;
-        let number = layout::number(revision);
+        let number = self.layout.number(revision);
+        if number == 0 {
+            // Nothing of the store's own lies there.
+            return Ok(());
+        }
         let compacted = self.members.ask(DEADLINE, |client| async move {
             kv(&client).compact(number, Some(CompactionOptions::new())).await
         });

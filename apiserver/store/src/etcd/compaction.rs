@@ -11,7 +11,6 @@ use std::time::Duration;
 use etcd_client::{Compare as EtcdCompare, CompareOp, Txn as EtcdTxn, TxnOp};
 
 use super::Shared;
-use super::layout;
 use super::members::{DEADLINE, kv};
 use crate::types::{Error, Revision};
 
@@ -86,7 +85,7 @@ impl Shared {
     async fn seen(&self) -> Result<Seen, Error> {
         let found = self.own(&self.layout.compaction()).await?;
         Ok(found.map_or(Seen::default(), |found| Seen {
-            at: layout::revision(found.mod_revision),
+            at: self.layout.revision(found.mod_revision),
             revision: std::str::from_utf8(&found.value)
                 .ok()
                 .and_then(|text| text.parse().ok())
@@ -97,7 +96,7 @@ impl Shared {
     /// Writes `newest`, if nobody else has written; returns the revision of the write.
     async fn claim(&self, seen: Seen, newest: Revision) -> Result<Option<Revision>, Error> {
         let key = self.layout.compaction();
-        let unchanged = EtcdCompare::mod_revision(key.clone(), CompareOp::Equal, layout::number(seen.at));
+        let unchanged = EtcdCompare::mod_revision(key.clone(), CompareOp::Equal, self.layout.number(seen.at));
         let request = EtcdTxn::new()
             .when([self.own_record(), unchanged])
             .and_then([TxnOp::put(key, newest.to_string(), None)]);

@@ -6,7 +6,7 @@ use etcd_client::proto::PbKeyValue;
 use super::PREFIX_BYTES_MAX;
 use crate::types::{Entry, Error, Key, LeaseId, Revision};
 
-/// How the record of the UID begins; the number is that of the layout.
+/// How the record of the cluster begins; the number is that of the layout.
 const RECORD: &str = "muster-store/1 ";
 
 /// The names of a cluster's keys.
@@ -14,6 +14,8 @@ const RECORD: &str = "muster-store/1 ";
 pub(super) struct Layout {
     root: String,
     data: String,
+    /// What our revisions are ahead of etcd's.
+    offset: u64,
 }
 
 impl Layout {
@@ -28,7 +30,40 @@ impl Layout {
         Ok(Layout {
             root: format!("{prefix}/"),
             data: format!("{prefix}/data/"),
+            offset: 0,
         })
+    }
+
+    /// The same with revisions that are ahead of etcd's.
+    pub(super) fn with_offset(self, offset: u64) -> Layout {
+        Layout { offset, ..self }
+    }
+
+    /// What our revisions are ahead of etcd's: everything up to here is before the store's own history.
+    pub(super) fn offset(&self) -> Revision {
+        self.offset
+    }
+
+    /// Our revision for etcd's; zero, which is none, stays zero.
+    pub(super) fn revision(&self, number: i64) -> Revision {
+        match u64::try_from(number) {
+            Ok(number) if number > 0 => number.saturating_add(self.offset),
+            _ => 0,
+        }
+    }
+
+    /// Etcd's revision for ours; what lies before its time is zero.
+    pub(super) fn number(&self, revision: Revision) -> i64 {
+        number(revision.saturating_sub(self.offset))
+    }
+
+    /// Etcd's revision for one that a key must have exactly; one from before its time, no key has.
+    pub(super) fn exactly(&self, revision: Revision) -> i64 {
+        if revision > 0 && revision <= self.offset {
+            -1
+        } else {
+            self.number(revision)
+        }
     }
 
     /// What every key of the cluster begins with.
@@ -76,8 +111,8 @@ impl Layout {
         Some(Entry {
             key,
             value: Bytes::from(found.value),
-            create_revision: revision(found.create_revision),
-            mod_revision: revision(found.mod_revision),
+            create_revision: self.revision(found.create_revision),
+            mod_revision: self.revision(found.mod_revision),
             lease: u64::try_from(found.lease).ok().filter(|id| *id > 0).map(LeaseId),
         })
     }
@@ -93,28 +128,22 @@ pub(super) fn end(prefix: &str) -> Vec<u8> {
     end
 }
 
-/// A revision as etcd writes it; it never sends negative ones.
-pub(super) fn revision(number: i64) -> Revision {
-    u64::try_from(number).unwrap_or(0)
+/// A number as etcd reads it.
+pub(super) fn number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// A revision as etcd reads it.
-pub(super) fn number(revision: Revision) -> i64 {
-    i64::try_from(revision).unwrap_or(i64::MAX)
+/// The record of a cluster: its UID, and what its revisions are ahead of etcd's.
+pub(super) fn record(uid: u128, offset: u64) -> String {
+    format!("{RECORD}{uid:032x} {offset}")
 }
 
-/// The record of a UID.
-pub(super) fn record(uid: u128) -> String {
-    format!("{RECORD}{uid:032x}")
-}
-
-/// The UID of a record.
-pub(super) fn read_record(value: &[u8]) -> Result<u128, Error> {
+/// The UID and the offset of a record.
+pub(super) fn read_record(value: &[u8]) -> Result<(u128, u64), Error> {
     let text = std::str::from_utf8(value).unwrap_or_default();
-    let uid = text
-        .strip_prefix(RECORD)
-        .and_then(|text| u128::from_str_radix(text.trim(), 16).ok());
-    uid.ok_or_else(|| {
+    let parts = text.strip_prefix(RECORD).and_then(|rest| rest.trim().split_once(' '));
+    let read = parts.and_then(|(uid, offset)| Some((u128::from_str_radix(uid, 16).ok()?, offset.parse().ok()?)));
+    read.ok_or_else(|| {
         Error::Fatal(format!(
             "the record of the cluster's UID in etcd reads {text:?}, which this version does not understand; was it written by a newer one?"
         ))
@@ -152,9 +181,26 @@ mod tests {
 
     #[test]
     fn records_of_other_versions_are_not_guessed_at() {
-        assert_eq!(read_record(record(7).as_bytes()).unwrap(), 7);
-        for other in ["", "7", "muster-store/2 7", "muster-store/1 x"] {
+        assert_eq!(read_record(record(7, 9).as_bytes()).unwrap(), (7, 9));
+        for other in [
+            "",
+            "7 0",
+            "muster-store/2 7 0",
+            "muster-store/1 x 0",
+            "muster-store/1 7",
+        ] {
             assert!(read_record(other.as_bytes()).is_err(), "{other:?}");
         }
+    }
+
+    #[test]
+    fn revisions_ahead_of_etcd_are_told_from_those_before_its_time() {
+        let layout = Layout::new("/a").unwrap().with_offset(1_000);
+        assert_eq!((layout.revision(7), layout.revision(0)), (1_007, 0));
+        assert_eq!((layout.number(1_007), layout.number(900)), (7, 0));
+        assert_eq!(
+            [0, 1, 1_000, 1_001].map(|revision| layout.exactly(revision)),
+            [0, -1, -1, 1]
+        );
     }
 }

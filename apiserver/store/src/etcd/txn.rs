@@ -64,11 +64,7 @@ impl Shared {
 
     /// The cluster's record is the one that it was.
     pub(super) fn own_record(&self) -> EtcdCompare {
-        EtcdCompare::create_revision(
-            self.layout.uid(),
-            CompareOp::Equal,
-            layout::number(self.identity.created),
-        )
+        EtcdCompare::create_revision(self.layout.uid(), CompareOp::Equal, self.identity.created)
     }
 
     fn request(&self, txn: &Txn) -> EtcdTxn {
@@ -87,10 +83,13 @@ impl Shared {
     fn compare(&self, compare: &Compare) -> EtcdCompare {
         let key = self.layout.place(compare.key.as_str());
         match compare.test {
-            Test::Created(revision) => EtcdCompare::create_revision(key, CompareOp::Equal, layout::number(revision)),
-            Test::Modified(revision) => EtcdCompare::mod_revision(key, CompareOp::Equal, layout::number(revision)),
+            Test::Created(revision) => {
+                EtcdCompare::create_revision(key, CompareOp::Equal, self.layout.exactly(revision))
+            }
+            Test::Modified(revision) => EtcdCompare::mod_revision(key, CompareOp::Equal, self.layout.exactly(revision)),
             Test::NotModifiedAfter(revision) => {
-                EtcdCompare::mod_revision(key, CompareOp::Less, layout::number(revision.saturating_add(1)))
+                // Zero, the revision of an absent key, is never after anything.
+                EtcdCompare::mod_revision(key, CompareOp::Less, self.layout.number(revision).saturating_add(1))
             }
         }
     }

@@ -158,11 +158,15 @@ impl Watch {
 
     async fn start(&mut self) -> Result<(Member, EtcdWatch), WatchError> {
         self.shared.recognise().await?;
+        let compacted = self.shared.layout.offset();
+        if self.position < compacted {
+            return Err(WatchError::Compacted { compacted });
+        }
         let member = self.shared.members.current();
         let root = self.shared.layout.root();
         let options = WatchOptions::new()
             .with_range(layout::end(root))
-            .with_start_revision(layout::number(self.position.max(1)))
+            .with_start_revision(self.shared.layout.number(self.position).max(1))
             .with_fragment();
         let mut client = member.client.watch_client().max_decoding_message_size(EVENT_BYTES);
         let trouble = match timeout(ATTEMPT, client.watch(root, Some(options))).await {
@@ -178,7 +182,7 @@ impl Watch {
     fn take(&mut self, answer: PbWatchResponse) -> Result<(), WatchError> {
         self.shared.origin(answer.header.as_ref())?;
         if answer.compact_revision > 0 {
-            let compacted = layout::revision(answer.compact_revision);
+            let compacted = self.shared.layout.revision(answer.compact_revision);
             return Err(WatchError::Compacted { compacted });
         }
         if answer.canceled {
@@ -198,7 +202,7 @@ impl Watch {
         let Some(found) = event.kv else {
             return Err(self.broken("an event without a key"));
         };
-        let revision = layout::revision(found.mod_revision);
+        let revision = self.shared.layout.revision(found.mod_revision);
         // Repeated, or from before the start: etcd of 3.4 may do so.
         if revision <= self.position {
             return Ok(());
