@@ -26,6 +26,7 @@ pub mod params;
 pub mod patch;
 pub mod registry;
 pub mod resource;
+pub mod restore;
 pub mod routes;
 pub mod schema;
 pub mod selector;

@@ -64,6 +64,9 @@ pub enum StartError {
     /// The store did not answer.
     #[error("the store cannot be used")]
     Store(#[from] muster_store::Error),
+    /// Half of a cluster is there.
+    #[error("the store holds a restore that was not finished: run `mctl backup restore` or `mctl store migrate` again")]
+    Unfinished,
     /// A namespace that must be there, or the cluster's uid, could not be made.
     #[error("the first namespaces cannot be made")]
     Commit(#[from] CommitError),
@@ -77,6 +80,9 @@ impl State {
     pub async fn start(config: Config) -> Result<Arc<State>, StartError> {
         let documents = Documents::new(config.resources.clone());
         let resources = Arc::new(Registry::new(config.resources));
+        if muster_store::backup::is_unfinished(&*config.store).await? {
+            return Err(StartError::Unfinished);
+        }
         let cluster = cluster_uid(&*config.store, &*config.env).await?;
         for name in DEFAULT_NAMESPACES {
             make_namespace(&*config.store, &*config.env, name).await?;

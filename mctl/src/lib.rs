@@ -49,6 +49,12 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => cluster().and_then(|runtime| runtime.block_on(dev::dev(*args, &mut terminal))),
         Command::Server(args) => cluster().and_then(|runtime| runtime.block_on(dev::server(*args, &mut terminal))),
         Command::Agent(args) => cluster().and_then(|runtime| runtime.block_on(dev::agent(*args, &mut terminal))),
+        Command::Backup(command) => {
+            cluster().and_then(|runtime| runtime.block_on(commands::backup::run(command, &mut terminal)))
+        }
+        Command::Store(command) => {
+            cluster().and_then(|runtime| runtime.block_on(commands::store::run(command, &mut terminal)))
+        }
         command => runtime().and_then(|runtime| runtime.block_on(dispatch(&cli.global, command, &mut terminal))),
     };
     finish(outcome, &mut terminal)
@@ -101,7 +107,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Dev(_) | Command::Server(_) | Command::Agent(_) => {
             Err(Failure::new("this build has no cluster in it"))
         }
-        Command::Completion(_) | Command::Config(_) | Command::Version(_) => {
+        Command::Backup(_) | Command::Store(_) | Command::Completion(_) | Command::Config(_) | Command::Version(_) => {
             unreachable!("they are dispatched before a cluster is looked for")
         }
     }

@@ -395,6 +395,8 @@ pub enum TaskReason {
     AgentRemoved,
     /// Gone: an operator said that its machine is powered off.
     AgentPoweredOff,
+    /// Dropped: the cluster was restored from a backup as a new one.
+    Restored,
 }
 
 impl TaskReason {

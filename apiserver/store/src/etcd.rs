@@ -52,6 +52,8 @@ pub struct EtcdConfig {
     pub prefix: String,
     /// The name that the cluster gets if the prefix is empty; an existing one keeps its own. Meant to be random.
     pub uid: u128,
+    /// Whether the cluster is made if the prefix is empty.
+    pub create: bool,
     /// The revision that it begins after if the prefix is empty. Etcd's own cannot be set, so they are counted from there.
     pub start: Revision,
     /// The name that it must have already; anything else, or nothing, is refused.
@@ -72,6 +74,7 @@ impl EtcdConfig {
             tls: None,
             prefix: prefix.into(),
             uid,
+            create: true,
             start: 0,
             expect_uid: None,
             compaction: Some(Compaction::default()),

@@ -3,6 +3,7 @@
 pub mod agents;
 pub mod api_resources;
 pub mod apply;
+pub mod backup;
 pub mod config;
 pub mod delete;
 pub mod describe;
@@ -13,6 +14,7 @@ pub mod gone;
 pub mod live;
 pub mod logs;
 pub mod run;
+pub mod store;
 pub mod version;
 pub mod wait;
 pub mod why;

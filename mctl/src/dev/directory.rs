@@ -14,13 +14,13 @@ use crate::failure::{Failure, Outcome};
 
 /// A data directory, which is this process's own as long as this lives.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     _lock: Flock<File>,
 }
 
 /// The directory of a name below the user's data directory.
-pub(super) fn default(name: &str) -> Outcome<PathBuf> {
+pub(crate) fn default(name: &str) -> Outcome<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
     base.map(|base| base.join(name)).ok_or_else(|| {
@@ -30,7 +30,7 @@ pub(super) fn default(name: &str) -> Outcome<PathBuf> {
 
 impl Directory {
     /// Makes the directory if need be and takes it.
-    pub(super) fn take(path: &Path) -> Outcome<Directory> {
+    pub(crate) fn take(path: &Path) -> Outcome<Directory> {
         let failed = |error: std::io::Error| Failure::new(format!("{}: {error}", path.display()));
         files::private_directory(path).map_err(failed)?;
         let path = path.canonicalize().map_err(failed)?;
@@ -64,12 +64,12 @@ impl Directory {
     }
 
     /// The directory.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Something in it.
-    pub(super) fn join(&self, name: &str) -> PathBuf {
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 }

@@ -6,7 +6,7 @@
 mod agents;
 pub mod args;
 mod control;
-mod directory;
+pub(crate) mod directory;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -58,6 +58,13 @@ pub(super) async fn identify(
                 config.prefix
             )));
         }
+        if !config.create {
+            return Err(Error::Fatal(format!(
+                "the etcd at {} holds no cluster under {}; check --etcd and --etcd-prefix",
+                config.endpoints.join(","),
+                config.prefix
+            )));
+        }
         let offset = config.start.saturating_sub(u64::try_from(header.revision).unwrap_or(0));
         let created = members.send(DEADLINE, |client| {
             let absent = EtcdCompare::create_revision(key.clone(), CompareOp::Equal, 0);
