@@ -23,11 +23,11 @@ pub const META_ITEMS: usize = 64;
 /// The longest name of a writer, as Kubernetes.
 pub const FIELD_MANAGER_CHARS: usize = 128;
 /// Tasks of one accepted offer: with 20 offers, the ledger and the compares for namespace, fence and presence they stay under
-/// the 128 operations and compares of a transaction.
+/// the 127 operations and compares of a transaction.
 pub const TASKS_PER_ACCEPT: usize = 100;
 /// Offers that are accepted together.
 pub const OFFERS_PER_ACCEPT: usize = 20;
-/// Offers that one call for an agent makes or deletes: with the ledger and the namespaces' compares under the 128 of a transaction.
+/// Offers that one call for an agent makes or deletes: with the ledger and the namespaces' compares under the 127 of a transaction.
 pub const OFFERS_PER_AGENT_CALL: usize = 50;
 
 /// Events that watches may resume from.

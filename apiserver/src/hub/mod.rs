@@ -30,6 +30,9 @@ use state::HubState;
 /// How long the hub waits before it asks a store again that could not answer.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// How long it waits at most, when the store keeps failing: longer would be noticed when it is back, shorter fills the log.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
 /// See the module. Clones are the same hub.
 #[derive(Clone)]
 pub struct Hub {
@@ -93,9 +96,13 @@ impl Hub {
 
     /// Follows the store, for ever.
     pub async fn follow(&self, store: Arc<dyn Store>) {
+        let mut pause = RETRY;
         loop {
             let mut stream = store.watch(&Prefix::new(""), self.revision());
             while let Some(item) = stream.next().await {
+                if item.is_ok() {
+                    pause = RETRY;
+                }
                 match item {
                     // A watch may repeat what it has said.
                     Ok(WatchEvent::Batch { revision, .. }) if revision <= self.revision() => (),
@@ -115,7 +122,8 @@ impl Hub {
                     }
                     Err(WatchError::Store(error)) => {
                         tracing::warn!(%error, "the watch on the store ended; watching again");
-                        tokio::time::sleep(RETRY).await;
+                        tokio::time::sleep(pause).await;
+                        pause = (2 * pause).min(RETRY_MAX);
                     }
                 }
             }
@@ -138,7 +146,10 @@ impl Hub {
     }
 
     fn announce(&self, revision: Revision, touched: &BTreeSet<KindId>) {
-        self.shared.reached.send_replace(revision);
+        // A listing or a progress may be of before what is shown already.
+        self.shared
+            .reached
+            .send_modify(|reached| *reached = revision.max(*reached));
         for kind in touched {
             self.shared.touched[kind.index()].send_replace(revision);
         }

@@ -1,6 +1,5 @@
 //! Everything but transactions and watches: reads, leases, and who is on the other side.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use etcd_client::proto::{PbKeyValue, PbRangeResponse, PbResponseHeader};
@@ -12,8 +11,12 @@ use super::members::{DEADLINE, Members, RENEWAL, Trouble, kv};
 use super::{EtcdConfig, Identity, Shared};
 use crate::types::{Entry, Error, Key, LeaseError, LeaseId, Listing, Page, Prefix, Revision};
 
-/// Entries of one answer to a listing; of 1.5 KB each, 1.5 MB. Fewer when they are large.
-const PAGE: i64 = 1_000;
+/// Entries of the first answer to a listing: of a megabyte each, what a slow network brings within an attempt.
+const PAGE_FIRST: i64 = 50;
+/// Entries of a later one, at most.
+const PAGE_MAX: i64 = 1_000;
+/// Bytes that a later one should have: little enough for an attempt, enough that the way there does not count.
+const PAGE_BYTES: usize = 2 << 20;
 
 /// How long the first connection may take: members that were started together elect their leader.
 const FIRST: Duration = Duration::from_secs(15);
@@ -222,50 +225,44 @@ impl Shared {
         if let Some(after) = &page.after {
             start = start.max(format!("{}\0", self.layout.place(after.as_str())));
         }
-        let (mut entries, mut revision, size) = (Vec::new(), 0, AtomicI64::new(PAGE));
+        let mut listing = Listing {
+            entries: Vec::new(),
+            revision: 0,
+            more: false,
+        };
+        let mut size = PAGE_FIRST;
         loop {
-            let left = page.limit.map_or(i64::MAX, |limit| {
-                i64::try_from(limit.saturating_sub(entries.len())).unwrap_or(i64::MAX)
-            });
+            let left = page.limit.map_or(usize::MAX, |limit| limit - listing.entries.len());
             // etcd takes a limit of zero for none; one more than nothing still tells whether there is more.
-            let limit = left.clamp(1, size.load(Ordering::Relaxed));
+            let limit = i64::try_from(left).unwrap_or(i64::MAX).clamp(1, size);
             let options = GetOptions::new()
                 .with_range(end.clone())
                 .with_limit(limit)
-                .with_revision(self.layout.number(revision));
+                .with_revision(self.layout.number(listing.revision));
             let answer = match self.range(&start, &options).await {
                 Err(Trouble::AnswerTooLarge) if limit > 1 => {
-                    size.store(limit / 2, Ordering::Relaxed);
+                    size = limit / 2;
                     continue;
                 }
                 answer => answer?,
             };
-            if revision == 0 {
-                revision = self
-                    .layout
-                    .revision(answer.header.as_ref().map_or(0, |header| header.revision));
+            if listing.revision == 0 {
+                listing.revision = self.layout.revision(answer.header.map_or(0, |header| header.revision));
             }
+            listing.more = answer.more;
+            let Some(last) = answer.kvs.last() else {
+                return Ok(listing);
+            };
             if left == 0 {
-                return Ok(Listing {
-                    entries,
-                    revision,
-                    more: !answer.kvs.is_empty(),
-                });
+                listing.more = true;
+                return Ok(listing);
             }
-            let last = answer
-                .kvs
-                .last()
-                .map(|found| format!("{}\0", String::from_utf8_lossy(&found.key)));
-            entries.extend(answer.kvs.into_iter().filter_map(|found| self.layout.entry(found)));
-            match last {
-                Some(last) if answer.more && page.limit.is_none_or(|limit| entries.len() < limit) => start = last,
-                _ => {
-                    return Ok(Listing {
-                        entries,
-                        revision,
-                        more: answer.more,
-                    });
-                }
+            start = format!("{}\0", String::from_utf8_lossy(&last.key));
+            size = next_size(&answer.kvs);
+            let found = answer.kvs.into_iter().filter_map(|found| self.layout.entry(found));
+            listing.entries.extend(found);
+            if !answer.more || page.limit.is_some_and(|limit| listing.entries.len() >= limit) {
+                return Ok(listing);
             }
         }
     }
@@ -333,6 +330,13 @@ impl Shared {
             Err(trouble) => Err(trouble.into()),
         }
     }
+}
+
+/// How many entries the next page should have, if they are like those of this one.
+fn next_size(page: &[PbKeyValue]) -> i64 {
+    let bytes: usize = page.iter().map(|found| found.key.len() + found.value.len()).sum();
+    let each = (bytes / page.len().max(1)).max(1);
+    i64::try_from(PAGE_BYTES / each).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX)
 }
 
 /// A store that has failed refuses, whatever was asked.
