@@ -20,6 +20,7 @@ pub mod observe;
 pub mod output;
 pub mod rest;
 pub mod session;
+pub mod store_args;
 pub mod style;
 pub mod table;
 

@@ -17,11 +17,11 @@ use muster_store::backup::{self, BackupError, Header};
 use muster_store::embedded::Options;
 use muster_store::{EmbeddedStore, EtcdConfig, EtcdStore, Key, Store};
 
-use crate::cli::{BackupCommand, Place, RestoreArgs, SaveArgs};
 use crate::dev::directory::{self, Directory};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::kubeconfig::chain;
 use crate::session::Terminal;
+use crate::store_args::{BackupCommand, Place, RestoreArgs, SaveArgs};
 
 /// Runs the command.
 pub async fn run(command: BackupCommand, terminal: &mut Terminal) -> Outcome {

@@ -1,9 +1,9 @@
 //! `mctl store`: where a cluster is kept.
 
 use super::backup::{Birth, Opened, because, open, read, write};
-use crate::cli::{MigrateArgs, Place, StoreCommand};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::session::Terminal;
+use crate::store_args::{MigrateArgs, Place, StoreCommand};
 
 /// Runs the command.
 pub async fn run(command: StoreCommand, terminal: &mut Terminal) -> Outcome {
