@@ -23,7 +23,7 @@ use crate::limits::RESYNC;
 use crate::session::Session;
 
 /// Annotation on an Agent: the machine that the name belongs to.
-pub const ANNOTATION_MACHINE: &str = "muster.dev/machine";
+pub const ANNOTATION_MACHINE: &str = muster_api::names::ANNOTATION_MACHINE;
 
 /// The condition types of missing isolation are this and the name of the part: `NotIsolatedSeccomp`.
 const NOT_ISOLATED: &str = "NotIsolated";

@@ -43,6 +43,18 @@ pub const USER_AGENT_PREFIX: &str = "system:muster:agent:";
 /// The controllers' identity.
 pub const USER_CONTROLLERS: &str = "system:muster:controllers";
 
+/// Annotation on an Agent: the machine that the name belongs to.
+pub const ANNOTATION_MACHINE: &str = "muster.dev/machine";
+/// Annotation on a server's presence lease, `server-NAME` in [`NAMESPACE_SYSTEM`]: its addresses, `HOST:PORT,HOST:PORT`.
+pub const ANNOTATION_ENDPOINTS: &str = "muster.dev/endpoints";
+/// What the names of servers' presence leases begin with.
+pub const LEASE_SERVER_PREFIX: &str = "server-";
+
+/// The name in an agent's certificate. It is of no zone that anybody can own, so that no certificate of an agent is one of a server.
+pub fn agent_host(agent: &str) -> String {
+    format!("{agent}.agents.muster")
+}
+
 /// Finalizer on a bound task: its agent has not yet let go of it.
 pub const FINALIZER_AGENT: &str = "muster.dev/agent";
 

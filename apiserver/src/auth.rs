@@ -147,14 +147,18 @@ fn authorize_path(user: &User, attributes: &Attributes<'_>) -> Result<(), ApiErr
         let rest = path.strip_prefix(known);
         rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('/') && *known != "/version"))
     });
-    if user.is_master() || (reads && public) {
+    // Who joins has nothing yet but its token, which is in the body.
+    let joins = path == "/muster/v1/join" && attributes.verb == "post";
+    if user.is_master() || (reads && public) || joins {
         return Ok(());
     }
     if user.is_anonymous() {
         return Err(ApiError::unauthorized());
     }
+    let renews = user.agent_name().is_some() && path == "/muster/v1/renew" && attributes.verb == "post";
+    let secret = path == "/muster/v1/tokens" || path.starts_with("/muster/v1/tokens/");
     let reports = user.is_controllers() && path == "/muster/v1/plan" && attributes.verb == "put";
-    if reads || reports {
+    if (reads && !secret) || reports || renews {
         return Ok(());
     }
     let message = format!(

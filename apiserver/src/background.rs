@@ -1,14 +1,15 @@
-//! What runs besides requests: the hub follows the store, expired events go, and namespaces that are being deleted are emptied.
+//! What runs besides requests: the hub follows the store, expired events and tokens go, and namespaces that are being deleted are emptied.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use muster_store::{Compare, Op};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::hub::{Filter, Part};
 use crate::limits;
 use crate::registry::{Guard, GuardedTxn, last_seen, purge};
+use crate::routes::tokens;
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::state::State;
 
@@ -19,13 +20,13 @@ const PURGE_RETRY: Duration = Duration::from_secs(1);
 const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts all of it. Nothing here keeps the server alive.
-pub(crate) fn start(state: &Arc<State>) -> Vec<AbortHandle> {
+pub(crate) fn start(state: &Arc<State>) -> Vec<JoinHandle<()>> {
     let (hub, store) = (state.hub.clone(), state.store.clone());
     let weak = Arc::downgrade(state);
     vec![
-        tokio::spawn(async move { hub.follow(store).await }).abort_handle(),
-        tokio::spawn(sweep_events(weak.clone())).abort_handle(),
-        tokio::spawn(empty_namespaces(weak)).abort_handle(),
+        tokio::spawn(async move { hub.follow(store).await }),
+        tokio::spawn(sweep_events(weak.clone())),
+        tokio::spawn(empty_namespaces(weak)),
     ]
 }
 
@@ -37,6 +38,9 @@ async fn sweep_events(state: Weak<State>) {
         };
         if let Err(error) = sweep(&state).await {
             tracing::warn!(%error, "expired events are kept for now");
+        }
+        if let Err(error) = tokens::sweep(&state).await {
+            tracing::warn!(%error, "expired join tokens are kept for now");
         }
     }
 }

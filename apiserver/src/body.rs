@@ -68,8 +68,13 @@ pub struct Decoded {
 ///
 /// Of one that is too large some more is read and thrown away: a client that is still writing when the connection closes
 /// never sees the answer.
-pub async fn read(mut body: Body) -> Result<Bytes> {
-    match Limited::new(&mut body, limits::BODY_BYTES).collect().await {
+pub async fn read(body: Body) -> Result<Bytes> {
+    read_at_most(body, limits::BODY_BYTES).await
+}
+
+/// The same with another limit.
+pub async fn read_at_most(mut body: Body, limit: usize) -> Result<Bytes> {
+    match Limited::new(&mut body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             let rest = Limited::new(body, limits::BODY_BYTES_DISCARDED).into_data_stream();
@@ -79,8 +84,7 @@ pub async fn read(mut body: Body) -> Result<Bytes> {
             // However it ends, the answer is the same.
             let _ = tokio::time::timeout(limits::BODY_DISCARD_WAIT, discarding).await;
             Err(ApiError::too_large(format!(
-                "the body is larger than {} bytes, which is the most that is read",
-                limits::BODY_BYTES
+                "the body is larger than {limit} bytes, which is the most that is read"
             )))
         }
         Err(error) => Err(ApiError::bad_request(format!("the body could not be read: {error}"))),

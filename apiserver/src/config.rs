@@ -46,6 +46,7 @@ impl Args {
             data_dir: self.data_dir,
             listen: self.listen,
             names: self.names,
+            ..Options::default()
         };
         let store = launch::open_store(&options.data_dir, &SystemEnv)?;
         let running = launch::start(&options, store, Arc::new(SystemEnv), stop.clone()).await?;
@@ -62,7 +63,7 @@ impl Args {
         }
         tracing::info!("stopping");
         stop.cancel();
-        running.serving.stopped().await;
+        running.stopped().await;
         Ok(())
     }
 }

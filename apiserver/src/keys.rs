@@ -1,7 +1,7 @@
 //! Where things are in the store.
 //!
-//! `objects/<group or core>/<plural>/<namespace or _>/<name>`, `ledger/<agent>`, and `meta/cluster` for the cluster's uid. Groups,
-//! plurals, namespaces and names have no slash, so a key can be taken apart again. Tested below.
+//! `objects/<group or core>/<plural>/<namespace or _>/<name>`, `ledger/<agent>`, `join/<token>`, and below `meta/` what the cluster is:
+//! its uid and its authority. Groups, plurals, namespaces and names have no slash, so a key can be taken apart again. Tested below.
 
 use muster_store::{Key, Prefix};
 
@@ -46,6 +46,14 @@ pub fn ledger(agent: &str) -> Key {
     Key::new(format!("{LEDGERS}{agent}"))
 }
 
+/// What the keys of all join tokens begin with.
+pub const JOIN_TOKENS: &str = "join/";
+
+/// The key of a join token.
+pub fn join_token(id: &str) -> Key {
+    Key::new(format!("{JOIN_TOKENS}{id}"))
+}
+
 /// Whether a key is that of a ledger.
 pub fn is_ledger(key: &Key) -> bool {
     key.as_str().starts_with(LEDGERS)
@@ -54,6 +62,11 @@ pub fn is_ledger(key: &Key) -> bool {
 /// The key of the cluster's uid.
 pub fn cluster() -> Key {
     Key::new("meta/cluster".to_owned())
+}
+
+/// The key of the hash of the cluster's certificate authority.
+pub fn authority() -> Key {
+    Key::new("meta/authority".to_owned())
 }
 
 /// The key of a lease.

@@ -1,25 +1,35 @@
 //! A whole API server over a data directory: store, identities, certificates, listener and kubeconfig put together.
 //!
-//! The program of this crate and `mctl` start servers this way. What lies in the data directory: `store.redb`, `tokens`, `pki/` and
-//! `kubeconfig`. It promises that all of it is there, and that the server answers, when [`start`] returns. Tested in `tests/kubectl.rs`.
+//! The program of this crate and `mctl` start servers this way. What lies in the data directory: `store.redb`, `tokens.csv`, `pki/`,
+//! `cluster` (which cluster it is of) and `kubeconfig`. It promises that all of it is there, and that the server answers, when [`start`]
+//! returns; that certificates are replaced while it runs; that a store of another cluster is refused. Tested below and in
+//! `tests/kubectl.rs`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use axum::Router;
 use muster_api::env::Env;
+use muster_api::names;
 use muster_store::embedded::Options as StoreOptions;
 use muster_store::{EmbeddedStore, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Tokens, User};
+use crate::cluster::{self, ClusterError};
 use crate::kubeconfig::{self, Access, KubeconfigError};
 use crate::logs::HttpsLogSource;
+use crate::membership::Membership;
+use crate::peers::HttpsPeers;
 use crate::server::{self, ServeConfig, Serving};
 use crate::state::{Config, StartError, State};
-use crate::tls::{self, Pki, PkiError};
+use crate::tls::{self, AGENT_LIFE, Identity, Pki, PkiError, Served, Shown};
 use crate::{files, kinds, routes};
+
+/// How often certificates are looked at: those of servers last a month.
+const ROTATION: Duration = Duration::from_secs(3600);
 
 /// How a server is started.
 #[derive(Clone, Debug)]
@@ -28,8 +38,25 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Where to listen; port 0 is any free one.
     pub listen: Vec<SocketAddr>,
-    /// Names and addresses that clients reach the server by, besides those of this machine.
+    /// Names and addresses that clients reach the server by, besides those of this machine. The first ones are told to machines that
+    /// join; without any, they are told the addresses that it listens on.
     pub names: Vec<String>,
+    /// Its name among the servers of the cluster; empty: that of the machine.
+    pub name: String,
+    /// How long agents' certificates last.
+    pub agent_life: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            data_dir: PathBuf::new(),
+            listen: Vec::new(),
+            names: Vec::new(),
+            name: String::new(),
+            agent_life: AGENT_LIFE,
+        }
+    }
 }
 
 /// A server that answers.
@@ -45,7 +72,15 @@ pub struct Running {
     /// Who is who, and where more tokens are made.
     pub tokens: Arc<Tokens>,
     /// Where more certificates are made.
-    pub pki: Pki,
+    pub pki: Arc<Pki>,
+}
+
+impl Running {
+    /// Waits, after `stop`, until every request has been answered and nothing uses the store any more.
+    pub async fn stopped(self) {
+        self.serving.stopped().await;
+        self.state.stopped().await;
+    }
 }
 
 /// Why a server did not start.
@@ -63,6 +98,9 @@ pub enum LaunchError {
     /// The store cannot be opened.
     #[error("cannot open the store")]
     Store(#[from] muster_store::Error),
+    /// The store is of another cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The server cannot begin.
     #[error("the server cannot begin")]
     State(#[from] StartError),
@@ -70,8 +108,8 @@ pub enum LaunchError {
     #[error("certificates cannot be made")]
     Pki(#[from] PkiError),
     /// It cannot listen.
-    #[error("the server cannot listen")]
-    Listen(#[source] std::io::Error),
+    #[error(transparent)]
+    Listen(std::io::Error),
     /// The kubeconfig cannot be written.
     #[error("the kubeconfig cannot be written")]
     Kubeconfig(#[from] KubeconfigError),
@@ -87,7 +125,7 @@ pub fn open_store(data_dir: &Path, env: &dyn Env) -> Result<Arc<dyn Store>, Laun
     Ok(Arc::new(EmbeddedStore::open(&data_dir.join("store.redb"), &options)?))
 }
 
-/// Starts a server over `store`. It runs until `stop`; [`Serving::stopped`] waits for its end.
+/// Starts a server over `store`. It runs until `stop`; [`Running::stopped`] waits for its end.
 pub async fn start(
     options: &Options,
     store: Arc<dyn Store>,
@@ -96,45 +134,46 @@ pub async fn start(
 ) -> Result<Running, LaunchError> {
     let data_dir = &options.data_dir;
     files::private_directory(data_dir).map_err(at(data_dir))?;
-    let tokens_path = data_dir.join("tokens");
+    let pki = Arc::new(Pki::open(&data_dir.join("pki"), &*env)?);
+    cluster::check(&*store, data_dir, pki.pin()?, &*env).await?;
+    let tokens_path = data_dir.join(TOKENS);
     let tokens = Arc::new(Tokens::open(&tokens_path).map_err(at(&tokens_path))?);
     let token = tokens.ensure(&User::admin(), &*env).map_err(at(&tokens_path))?;
-    let pki = Pki::open(&data_dir.join("pki"), &*env)?;
-    let names = options
-        .listen
-        .iter()
-        .map(SocketAddr::ip)
-        .filter(|ip| !ip.is_unspecified())
-        .map(|ip| ip.to_string());
-    let names: Vec<String> = names.chain(options.names.iter().cloned()).collect();
-    let identity = pki.server(&names, &*env)?;
-    let to_agents = tls::client_config(pki.ca_pem(), Some(&pki.client(&*env)?))?;
-
+    let shown = pki.client(&*env)?;
+    let to_agents = Shown::new(tls::client_config(pki.ca_pem(), Some(&shown))?);
+    let mut membership = Membership::new(&name(options), pki.clone(), tokens.clone());
+    membership.agent_life = options.agent_life;
+    membership.peers = Some(Arc::new(HttpsPeers::new(to_agents.clone())));
     let config = Config {
         store,
-        env,
+        env: env.clone(),
         resources: kinds::resources(),
         authenticator: tokens.clone(),
-        logs: Arc::new(HttpsLogSource::new(to_agents)),
+        logs: Arc::new(HttpsLogSource::new(to_agents.clone())),
+        membership,
     };
     let state = State::start(config).await?;
     let router = routes::router(state.clone());
-    let tls = Arc::new(tls::server_config(&identity, None)?);
+    let names = server_names(options);
+    let identity = pki.server(&names, &*env)?;
+    let served = Served::new(&identity, pki.ca_pem())?;
     let serve = ServeConfig {
         listen: options.listen.clone(),
-        tls,
+        tls: Arc::new(tls::listener_config(served.clone(), pki.ca_pem())?),
     };
     let serving = server::serve(router.clone(), serve, stop.clone())
         .await
         .map_err(LaunchError::Listen)?;
-    // Watches last for ever unless what they read ends them, and only then can their connections be closed.
-    let watched = Arc::downgrade(&state);
-    tokio::spawn(async move {
-        stop.cancelled().await;
-        if let Some(state) = watched.upgrade() {
-            state.stop();
-        }
-    });
+    let instance = instance(data_dir, &*env)?;
+    state.appear(endpoints(&options.names, serving.addresses()), &instance);
+    let certificates = Certificates {
+        pki: pki.clone(),
+        env,
+        names,
+        served: (served, identity),
+        shown: (to_agents, shown),
+    };
+    tokio::spawn(attend(Arc::downgrade(&state), certificates, stop));
     let access = Access {
         server: url(serving.addresses()),
         ca_pem: pki.ca_pem().to_owned(),
@@ -151,18 +190,121 @@ pub async fn start(
     })
 }
 
+/// The file of everybody's bearer tokens in a data directory.
+pub const TOKENS: &str = "tokens.csv";
+
+/// The server's name among the servers.
+fn name(options: &Options) -> String {
+    if !options.name.is_empty() {
+        return options.name.clone();
+    }
+    // Only Linux is supported, and there the kernel tells its name in this file.
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let hostname = hostname.trim().to_ascii_lowercase();
+    if names::dns_subdomain_problem(&hostname).is_none() {
+        hostname
+    } else {
+        "server".to_owned()
+    }
+}
+
+/// What tells this data directory from any other.
+fn instance(data_dir: &Path, env: &dyn Env) -> Result<String, LaunchError> {
+    let path = data_dir.join("instance");
+    if let Some(known) = files::read_private(&path).map_err(at(&path))? {
+        return Ok(known.trim().to_owned());
+    }
+    let drawn = env.uid().to_string();
+    files::write_private(&path, format!("{drawn}\n").as_bytes()).map_err(at(&path))?;
+    Ok(drawn)
+}
+
+/// What its certificate is for, besides this machine.
+fn server_names(options: &Options) -> Vec<String> {
+    let listened = options
+        .listen
+        .iter()
+        .map(SocketAddr::ip)
+        .filter(|ip| !ip.is_unspecified());
+    listened
+        .map(|ip| ip.to_string())
+        .chain(options.names.iter().cloned())
+        .collect()
+}
+
+/// `HOST:PORT` of each way to it, for machines that join.
+fn endpoints(names: &[String], addresses: &[SocketAddr]) -> Vec<String> {
+    let Some(first) = addresses.first() else {
+        return Vec::new();
+    };
+    if names.is_empty() {
+        return addresses
+            .iter()
+            .map(|address| reachable(*address).to_string())
+            .collect();
+    }
+    let host = |name: &String| match name.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, first.port()).to_string(),
+        Err(_) => format!("{name}:{}", first.port()),
+    };
+    names.iter().map(host).collect()
+}
+
+/// What is replaced while the server runs.
+struct Certificates {
+    pki: Arc<Pki>,
+    env: Arc<dyn Env>,
+    names: Vec<String>,
+    served: (Served, Identity),
+    shown: (Shown, Identity),
+}
+
+impl Certificates {
+    /// Replaces what is old. The directory keeps what is not.
+    fn rotate(&mut self) -> Result<(), PkiError> {
+        let now = self.env.now();
+        if self.served.1.renew_at <= now {
+            self.served.1 = self.pki.server(&self.names, &*self.env)?;
+            self.served.0.exchange(&self.served.1, self.pki.ca_pem())?;
+        }
+        if self.shown.1.renew_at <= now {
+            self.shown.1 = self.pki.client(&*self.env)?;
+            self.shown
+                .0
+                .exchange(tls::client_config(self.pki.ca_pem(), Some(&self.shown.1))?);
+        }
+        Ok(())
+    }
+}
+
+/// Rotates certificates until the end, and then ends watches: they last for ever unless what they read ends them, and only then can
+/// their connections be closed.
+async fn attend(state: Weak<State>, mut certificates: Certificates, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(ROTATION)).await.is_some() {
+        if let Err(error) = certificates.rotate() {
+            tracing::error!(%error, "the server's certificates are not renewed; this is tried again in an hour");
+        }
+    }
+    if let Some(state) = state.upgrade() {
+        state.end_watches();
+    }
+}
+
 /// How this machine reaches the first of the addresses.
 fn url(addresses: &[SocketAddr]) -> String {
-    let mut address = addresses
-        .first()
-        .copied()
-        .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let first = addresses.first().copied();
+    let address = first.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    format!("https://{}", reachable(address))
+}
+
+/// An address that can be connected to.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    format!("https://{address}")
+    address
 }
 
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> LaunchError + '_ {
@@ -206,7 +348,7 @@ mod tests {
         let options = Options {
             data_dir: directory.path().join("data"),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            names: Vec::new(),
+            ..Options::default()
         };
         let mut known: Option<Access> = None;
         for expect in [StatusCode::NOT_FOUND, StatusCode::OK] {
@@ -233,7 +375,7 @@ mod tests {
                 "one process at a time has the store"
             );
             stop.cancel();
-            running.serving.stopped().await;
+            running.stopped().await;
         }
     }
 }

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -21,6 +23,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::tls::{Certified, Peer};
 
 /// Connections at a time. Two for each of 5,000 agents and room for users; each costs about 20 KB when idle.
 const CONNECTIONS: usize = 12_000;
@@ -44,7 +49,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ServeConfig {
     /// The addresses; port 0 is any free one.
     pub listen: Vec<SocketAddr>,
-    /// As made by [`tls::server_config`](crate::tls::server_config).
+    /// As made by [`tls::listener_config`](crate::tls::listener_config).
     pub tls: Arc<rustls::ServerConfig>,
 }
 
@@ -125,7 +130,7 @@ async fn accept(
             Ok((socket, peer)) => {
                 let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
                 connections.spawn(async move {
-                    if let Err(problem) = connection(socket, acceptor, router, stop).await {
+                    if let Err(problem) = connection(socket, peer, acceptor, router, stop).await {
                         tracing::debug!(%peer, problem, "a connection ended badly");
                     }
                     drop(slot);
@@ -149,6 +154,7 @@ async fn accept(
 
 async fn connection(
     socket: TcpStream,
+    address: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
     stop: CancellationToken,
@@ -166,7 +172,16 @@ async fn connection(
     } else {
         builder.http1_only()
     };
-    let service = TowerToHyperService::new(router);
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default().first();
+    let peer = Peer {
+        address,
+        certificate: shown.and_then(Certified::read),
+    };
+    let service = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        request
+    });
+    let service = TowerToHyperService::new(service);
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let ended = tokio::select! {
         biased;

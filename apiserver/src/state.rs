@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use http::HeaderValue;
 use muster_api::env::Env;
+use muster_api::names;
 use muster_api::wire::PlanReport;
-use muster_store::{CommitError, Compare, Op, Store, Txn};
+use muster_store::{CommitError, Compare, Op, Revision, Store, Txn};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,9 @@ use crate::documents::Documents;
 use crate::hub::{self, Hub};
 use crate::keys;
 use crate::logs::LogSource;
+use crate::membership::Membership;
+use crate::newest::Newest;
+use crate::presence;
 use crate::registry::{DEFAULT_NAMESPACES, Registry};
 use crate::resource::Resource;
 use crate::routes::metrics::Metrics;
@@ -31,6 +35,8 @@ pub struct Config {
     pub authenticator: Arc<dyn Authenticate>,
     /// Where the logs of tasks come from.
     pub logs: Arc<dyn LogSource>,
+    /// What this server is among the machines of the cluster.
+    pub membership: Membership,
 }
 
 /// A running server. Dropping the last reference, or [`stop`](State::stop), ends what runs in the background.
@@ -47,15 +53,20 @@ pub struct State {
     pub authenticator: Arc<dyn Authenticate>,
     /// Where the logs of tasks come from.
     pub logs: Arc<dyn LogSource>,
+    /// What this server is among the machines of the cluster.
+    pub membership: Membership,
     /// What the server says about itself.
     pub documents: Documents,
     /// What is counted.
     pub metrics: Metrics,
     /// The uid of the cluster, as the header that every answer has. Whoever remembers it notices another cluster behind an address.
     pub cluster: HeaderValue,
-    plan: RwLock<Option<Arc<PlanReport>>>,
+    newest: Newest,
+    plan: RwLock<Option<(Revision, Arc<PlanReport>)>>,
+    leaving: CancellationToken,
     stopping: CancellationToken,
-    tasks: Mutex<Vec<tokio::task::AbortHandle>>,
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    presence: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 /// Why a server did not start.
@@ -95,23 +106,59 @@ impl State {
             resources,
             authenticator: config.authenticator,
             logs: config.logs,
+            membership: config.membership,
             documents,
             metrics: Metrics::new(),
             cluster,
+            newest: Newest::default(),
             plan: RwLock::default(),
+            leaving: CancellationToken::new(),
             stopping: CancellationToken::new(),
             tasks: Mutex::default(),
+            presence: Mutex::default(),
         });
         let tasks = background::start(&state);
         state.tasks.lock().expect("nothing panics under the lock").extend(tasks);
         Ok(state)
     }
 
+    /// Says to whoever asks that the server is about to go; it goes on to serve.
+    pub fn leave(&self) {
+        self.leaving.cancel();
+    }
+
+    /// Whether the server is about to go.
+    pub fn leaving(&self) -> &CancellationToken {
+        &self.leaving
+    }
+
+    /// Ends every watch, properly. Other requests are still served, those that wait for the hub included.
+    pub fn end_watches(&self) {
+        self.leaving.cancel();
+        self.stopping.cancel();
+    }
+
     /// Ends the background work and every watch.
     pub fn stop(&self) {
-        self.stopping.cancel();
-        for task in self.tasks.lock().expect("nothing panics under the lock").drain(..) {
+        self.end_watches();
+        for task in self.tasks.lock().expect("nothing panics under the lock").iter() {
             task.abort();
+        }
+    }
+
+    /// The same, and waits until nothing uses the store any more.
+    pub async fn stopped(&self) {
+        self.end_watches();
+        let presence = self.presence.lock().expect("nothing panics under the lock").take();
+        if let Some(presence) = presence {
+            // It ends by itself, within the deadline of one call to the store, and has nothing to say.
+            let _ = presence.await;
+        }
+        self.stop();
+        let tasks = std::mem::take(&mut *self.tasks.lock().expect("nothing panics under the lock"));
+        for task in tasks {
+            // It was aborted.
+            let _ = task.await;
         }
     }
 
@@ -120,14 +167,33 @@ impl State {
         &self.stopping
     }
 
-    /// The last allocation pass.
-    pub fn plan(&self) -> Option<Arc<PlanReport>> {
-        self.plan.read().expect("nothing panics under the lock").clone()
+    /// The store's revision, no older than this call.
+    pub async fn newest(&self) -> Result<Revision, muster_store::Error> {
+        self.newest.ask(self.store.revision()).await
     }
 
-    /// Keeps an allocation pass, until the next one.
-    pub fn set_plan(&self, report: PlanReport) {
-        *self.plan.write().expect("nothing panics under the lock") = Some(Arc::new(report));
+    /// Lists this server among the servers of the cluster, by these `HOST:PORT`, until it leaves. `instance` tells it from any other
+    /// server of the same name.
+    pub fn appear(self: &Arc<State>, endpoints: Vec<String>, instance: &str) {
+        self.membership.reached_by(endpoints);
+        let task = tokio::spawn(presence::keep(Arc::downgrade(self), instance.to_owned()));
+        *self.presence.lock().expect("nothing panics under the lock") = Some(task);
+    }
+
+    /// The last allocation pass, if it was told to this server by whoever leads now, or nobody leads.
+    pub fn plan(&self) -> Option<Arc<PlanReport>> {
+        let kept = self.plan.read().expect("nothing panics under the lock").clone();
+        let (term, report) = kept?;
+        let leader = self
+            .hub
+            .get(&keys::lease(names::NAMESPACE_SYSTEM, names::LEASE_CONTROLLERS));
+        let current = leader.is_none_or(|leader| term == 0 || leader.revision == term);
+        current.then_some(report)
+    }
+
+    /// Keeps an allocation pass, until the next one. `term` is the revision that made the leader's lease; 0: nobody's.
+    pub fn set_plan(&self, term: Revision, report: PlanReport) {
+        *self.plan.write().expect("nothing panics under the lock") = Some((term, Arc::new(report)));
     }
 }
 
@@ -138,7 +204,7 @@ impl Drop for State {
 }
 
 /// The uid of the cluster: read, or made with the store's first server. A store keeps its own for ever, backups of it included.
-async fn cluster_uid(store: &dyn Store, env: &dyn Env) -> Result<HeaderValue, StartError> {
+pub(crate) async fn cluster_uid(store: &dyn Store, env: &dyn Env) -> Result<HeaderValue, StartError> {
     let key = keys::cluster();
     loop {
         if let Some(entry) = store.get(&key).await? {

@@ -183,7 +183,7 @@ async fn each(scenario: impl AsyncFn(&Kubectl)) {
     let options = Options {
         data_dir: directory.path().to_owned(),
         listen: vec!["127.0.0.1:0".parse().unwrap()],
-        names: Vec::new(),
+        ..Options::default()
     };
     let store = launch::open_store(directory.path(), &SystemEnv).unwrap();
     let running = launch::start(&options, store, Arc::new(SystemEnv), stop.clone())
@@ -207,7 +207,7 @@ async fn each(scenario: impl AsyncFn(&Kubectl)) {
     }
     let server = Arc::into_inner(server).expect("every client is done");
     stop.cancel();
-    tokio::time::timeout(PATIENCE, server.running.serving.stopped())
+    tokio::time::timeout(PATIENCE, server.running.stopped())
         .await
         .expect("the server stops");
 }

@@ -31,7 +31,7 @@ async fn a_task_finishes_when_everybody_is_somewhere_else() {
     let options = Options {
         data_dir: directory.path().to_owned(),
         listen: vec!["127.0.0.1:0".parse().expect("an address")],
-        names: Vec::new(),
+        ..Options::default()
     };
     let env: Arc<dyn Env> = Arc::new(SystemEnv);
     let stop = CancellationToken::new();
@@ -82,7 +82,7 @@ async fn a_task_finishes_when_everybody_is_somewhere_else() {
     cancel.cancel();
     controllers.await.expect("no panic").expect("a good end");
     stop.cancel();
-    server.serving.stopped().await;
+    server.stopped().await;
 }
 
 /// The certificate of an authority that has nothing to do with the server.

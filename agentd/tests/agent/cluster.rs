@@ -84,6 +84,7 @@ impl Cluster {
             resources: muster_apiserver::kinds::resources(),
             authenticator: tokens.clone(),
             logs,
+            membership: Default::default(),
         });
         let state = state.await.expect("an empty store can be served");
         let token = tokens.ensure(&User::admin(), &*env).expect("tokens in memory");

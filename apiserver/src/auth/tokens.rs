@@ -74,6 +74,12 @@ impl Tokens {
         })
     }
 
+    /// All of them, as the file has them.
+    pub fn text(&self) -> String {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().map(|entry| line(&entry.token, &entry.user)).collect()
+    }
+
     /// The token of the user: the one it has with these groups, or a new one, which is in the file before this returns.
     pub fn ensure(&self, user: &User, env: &dyn Env) -> io::Result<String> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,5 @@
 //! Logs from the agents' own servers, over TLS on both sides.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,12 +11,13 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::ClientConfig;
+use muster_api::names;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{LogError, LogLine, LogQuery, LogSource};
+use super::{LogError, LogLine, LogQuery, LogSource, Node};
+use crate::tls::Shown;
 
 /// For the connection, the handshake and the beginning of the answer together.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -31,26 +31,21 @@ const REFUSAL_BYTES: usize = 4096;
 /// Asks the node server of an agent, as the API server and verified by the cluster's CA.
 #[derive(Clone, Debug)]
 pub struct HttpsLogSource {
-    config: Arc<ClientConfig>,
+    config: Shown,
 }
 
 impl HttpsLogSource {
     /// With the configuration of [`tls::client_config`](crate::tls::client_config): the CA, and the certificate that agents accept.
-    pub fn new(config: ClientConfig) -> HttpsLogSource {
-        HttpsLogSource {
-            config: Arc::new(config),
-        }
+    pub fn new(config: Shown) -> HttpsLogSource {
+        HttpsLogSource { config }
     }
 
-    async fn connect(&self, address: &str) -> Result<http2::SendRequest<Empty<Bytes>>, LogError> {
-        let (host, _) = address
-            .rsplit_once(':')
-            .ok_or_else(|| unreachable(format!("`{address}` is not HOST:PORT")))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(host).map_err(unreachable)?;
-        let socket = TcpStream::connect(address).await.map_err(unreachable)?;
+    async fn connect(&self, node: Node<'_>) -> Result<http2::SendRequest<Empty<Bytes>>, LogError> {
+        // The certificate names the agent, wherever it is.
+        let name = ServerName::try_from(names::agent_host(node.agent)).map_err(unreachable)?;
+        let socket = TcpStream::connect(node.address).await.map_err(unreachable)?;
         socket.set_nodelay(true).map_err(unreachable)?;
-        let tls = TlsConnector::from(self.config.clone())
+        let tls = TlsConnector::from(self.config.get())
             .connect(name, socket)
             .await
             .map_err(unreachable)?;
@@ -101,13 +96,13 @@ fn path(container: &str, query: &LogQuery) -> String {
 impl LogSource for HttpsLogSource {
     async fn open(
         &self,
-        address: &str,
+        node: Node<'_>,
         container: &str,
         query: &LogQuery,
     ) -> Result<BoxStream<'static, Result<LogLine, LogError>>, LogError> {
         let asked = async {
-            let mut sender = self.connect(address).await?;
-            let request = Request::get(format!("https://{address}{}", path(container, query)))
+            let mut sender = self.connect(node).await?;
+            let request = Request::get(format!("https://{}{}", node.address, path(container, query)))
                 .header(header::ACCEPT, "application/x-ndjson")
                 .body(Empty::new())
                 .map_err(unreachable)?;
@@ -192,11 +187,13 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
-    use crate::tls::{self, Pki};
+    use std::sync::Arc;
+
+    use crate::tls::{self, Pki, Shown};
 
     /// A node server that answers one connection with the path it was asked for and two lines, in pieces.
     async fn node(pki: &Pki, name: &str) -> String {
-        let identity = pki.agent(name, &[], &SystemEnv).unwrap();
+        let identity = pki.agent(name, &SystemEnv).unwrap();
         let config = tls::server_config(&identity, Some(pki.ca_pem())).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -232,9 +229,13 @@ mod tests {
         address
     }
 
+    fn at(address: &str) -> Node<'_> {
+        Node { agent: "a1", address }
+    }
+
     fn source(pki: &Pki) -> HttpsLogSource {
         let client = pki.client(&SystemEnv).unwrap();
-        HttpsLogSource::new(tls::client_config(pki.ca_pem(), Some(&client)).unwrap())
+        HttpsLogSource::new(Shown::new(tls::client_config(pki.ca_pem(), Some(&client)).unwrap()))
     }
 
     #[tokio::test]
@@ -248,7 +249,7 @@ mod tests {
             since_ms: None,
             after: Some("5:x/y".to_owned()),
         };
-        let lines = source(&pki).open(&address, "uid-1", &query).await.unwrap();
+        let lines = source(&pki).open(at(&address), "uid-1", &query).await.unwrap();
         let lines: Vec<LogLine> = lines.try_collect().await.unwrap();
         assert_eq!(lines.len(), 2);
         assert!(
@@ -262,7 +263,7 @@ mod tests {
 
         let address = node(&pki, "a1").await;
         let refused = source(&pki)
-            .open(&address, "gone", &LogQuery::default())
+            .open(at(&address), "gone", &LogQuery::default())
             .await
             .err()
             .unwrap();
@@ -276,7 +277,7 @@ mod tests {
         let theirs = Pki::open(&directory.path().join("theirs"), &SystemEnv).unwrap();
         let address = node(&theirs, "a1").await;
         let error = source(&pki)
-            .open(&address, "uid-1", &LogQuery::default())
+            .open(at(&address), "uid-1", &LogQuery::default())
             .await
             .err()
             .unwrap();

@@ -68,13 +68,22 @@ pub enum LogError {
     Unreachable(String),
 }
 
+/// The node server of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node<'a> {
+    /// Whose it is, and so what its certificate must say.
+    pub agent: &'a str,
+    /// Where it is, `HOST:PORT`.
+    pub address: &'a str,
+}
+
 /// Where the logs of containers come from. One of the server's seams.
 #[async_trait]
 pub trait LogSource: Send + Sync + 'static {
-    /// The output of `container` on the agent at `address` (`HOST:PORT`). The stream ends well only when it is complete.
+    /// The output of `container` on an agent. The stream ends well only when it is complete.
     async fn open(
         &self,
-        address: &str,
+        node: Node<'_>,
         container: &str,
         query: &LogQuery,
     ) -> std::result::Result<BoxStream<'static, std::result::Result<LogLine, LogError>>, LogError>;
@@ -88,7 +97,7 @@ pub struct NoLogs;
 impl LogSource for NoLogs {
     async fn open(
         &self,
-        _: &str,
+        _: Node<'_>,
         _: &str,
         _: &LogQuery,
     ) -> std::result::Result<BoxStream<'static, std::result::Result<LogLine, LogError>>, LogError> {
@@ -164,6 +173,15 @@ struct Target {
     number: u32,
 }
 
+impl Target {
+    fn node(&self) -> Node<'_> {
+        Node {
+            agent: &self.agent,
+            address: &self.address,
+        }
+    }
+}
+
 /// Answers `GET …/tasks/NAME/log`; who may ask is already settled.
 pub async fn answer(state: &Arc<State>, namespace: &str, name: &str, query: &Query) -> Result<Response> {
     let wanted = Wanted::parse(query, state.env.now())?;
@@ -172,10 +190,7 @@ pub async fn answer(state: &Arc<State>, namespace: &str, name: &str, query: &Que
         ApiError::not_found(&tasks.resource, name)
     })?;
     let target = target(state, &task, &wanted)?;
-    let opened = state
-        .logs
-        .open(&target.address, &target.container, &wanted.query())
-        .await;
+    let opened = state.logs.open(target.node(), &target.container, &wanted.query()).await;
     let lines = opened.map_err(|error| unreadable(&target, &error))?;
     let relay = relay::Relay::new(state.clone(), &task, wanted, target, lines);
     let mut response = Response::new(Body::from_stream(relay.stream()));

@@ -135,7 +135,7 @@ impl Relay {
         match self
             .state
             .logs
-            .open(&self.target.address, &self.target.container, &query)
+            .open(self.target.node(), &self.target.container, &query)
             .await
         {
             Ok(lines) => self.lines = Some(together(lines)),

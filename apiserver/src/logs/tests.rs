@@ -26,11 +26,11 @@ struct Script {
 impl LogSource for Script {
     async fn open(
         &self,
-        address: &str,
+        node: Node<'_>,
         container: &str,
         query: &LogQuery,
     ) -> std::result::Result<BoxStream<'static, std::result::Result<LogLine, LogError>>, LogError> {
-        let asked = (address.to_owned(), container.to_owned(), query.clone());
+        let asked = (node.address.to_owned(), container.to_owned(), query.clone());
         self.asked.send(asked).expect("the test listens");
         let next = self
             .answers
@@ -74,6 +74,7 @@ impl Fixture {
             resources: kinds::resources(),
             authenticator: Arc::new(Tokens::in_memory()),
             logs: Arc::new(source),
+            membership: Default::default(),
         };
         let fixture = Fixture {
             state: State::start(config).await.unwrap(),

@@ -24,7 +24,7 @@ pub(super) fn live(call: &Call) -> Response {
 
 /// `/readyz`, or one of its checks: the store answers, and the hub has caught up with it.
 pub(super) async fn ready(call: &Call, only: Option<&str>) -> Response {
-    let revision = tokio::time::timeout(limits::READ_WAIT, call.state.store.revision()).await;
+    let revision = tokio::time::timeout(limits::READ_WAIT, call.state.newest()).await;
     let (store, hub) = match revision {
         Err(_) => (Some("it does not answer".to_owned()), None),
         Ok(Err(error)) => (Some(error.to_string()), None),
@@ -35,7 +35,7 @@ pub(super) async fn ready(call: &Call, only: Option<&str>) -> Response {
     };
     let stopping = call
         .state
-        .stopping()
+        .leaving()
         .is_cancelled()
         .then(|| "the server is stopping".to_owned());
     let checks = [("ping", None), ("store", store), ("hub", hub), ("shutdown", stopping)];

@@ -6,6 +6,7 @@
 mod agent_offers;
 mod answer;
 mod health;
+mod join;
 mod lease;
 mod list;
 pub mod metrics;
@@ -14,6 +15,7 @@ mod ordered_watch;
 mod path;
 mod plan;
 mod resource;
+pub(crate) mod tokens;
 mod watch;
 
 use std::sync::{Arc, Mutex};
@@ -30,6 +32,7 @@ use crate::auth::{self, Attributes, User};
 use crate::error::{ApiError, Result};
 use crate::params::Query;
 use crate::state::State;
+use crate::tls::Peer;
 use path::{Path, Target};
 
 /// Everything that the server serves.
@@ -50,6 +53,11 @@ pub(crate) struct Call {
 impl Call {
     fn headers(&self) -> &HeaderMap {
         &self.parts.headers
+    }
+
+    /// The other side of the connection, if there is one.
+    fn peer(&self) -> Option<&Peer> {
+        self.parts.extensions.get()
     }
 
     /// The body, once.
@@ -93,8 +101,22 @@ fn token(headers: &HeaderMap) -> Option<&str> {
     })
 }
 
+/// A token says who asks; without one, the certificate that was shown.
+fn authenticate(state: &State, parts: &Parts) -> Result<User> {
+    let token = token(&parts.headers);
+    let shown = parts
+        .extensions
+        .get::<Peer>()
+        .and_then(|peer| peer.certificate.as_ref());
+    match shown.filter(|_| token.is_none()) {
+        Some(shown) if state.env.now() < shown.not_after => Ok(shown.user.clone()),
+        Some(_) => Err(ApiError::unauthorized()),
+        None => state.authenticator.authenticate(token),
+    }
+}
+
 async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body) -> Result<Response> {
-    let user = state.authenticator.authenticate(token(&parts.headers))?;
+    let user = authenticate(state, &parts)?;
     let query = Query::parse(parts.uri.query());
     let call = Call {
         state: state.clone(),
@@ -130,8 +152,13 @@ async fn other(call: Call, path: &str) -> Result<Response> {
         "/readyz" if reads => return Ok(health::ready(&call, None).await),
         "/metrics" if reads => return metrics::show(&state),
         "/muster/v1/watch" if reads => return ordered_watch::serve(call).await,
-        "/muster/v1/plan" if reads => return plan::show(&state),
+        "/muster/v1/plan" if reads => return plan::show(&call).await,
         "/muster/v1/plan" if method == Method::PUT => return plan::put(call).await,
+        "/muster/v1/endpoints" if reads => return Ok(join::endpoints(&state)),
+        "/muster/v1/join" if method == Method::POST => return join::join(call).await,
+        "/muster/v1/renew" if method == Method::POST => return join::renew(call).await,
+        "/muster/v1/tokens" if method == Method::POST => return tokens::create(call).await,
+        "/muster/v1/tokens" if reads => return tokens::list(call).await,
         _ => (),
     }
     if let Some(check) = path.strip_prefix("/readyz/").filter(|_| reads) {
@@ -139,11 +166,26 @@ async fn other(call: Call, path: &str) -> Result<Response> {
     }
     if let Some(rest) = path.strip_prefix("/muster/v1/why/").filter(|_| reads) {
         let (namespace, task) = rest.split_once('/').ok_or_else(ApiError::unknown_path)?;
-        return plan::why(&state, namespace, task);
+        return plan::why(&call, namespace, task).await;
+    }
+    if let Some(id) = path
+        .strip_prefix("/muster/v1/tokens/")
+        .filter(|_| method == Method::DELETE)
+    {
+        return tokens::delete(call, id).await;
     }
     let document = state.documents.answer(&method, &call.parts.uri, call.headers());
     document.ok_or_else(|| match path {
-        "/livez" | "/readyz" | "/healthz" | "/metrics" | "/muster/v1/watch" | "/muster/v1/plan" => {
+        "/livez"
+        | "/readyz"
+        | "/healthz"
+        | "/metrics"
+        | "/muster/v1/watch"
+        | "/muster/v1/plan"
+        | "/muster/v1/join"
+        | "/muster/v1/renew"
+        | "/muster/v1/tokens"
+        | "/muster/v1/endpoints" => {
             ApiError::method_not_allowed("the server does not allow this method on the requested resource")
         }
         _ => ApiError::unknown_path(),

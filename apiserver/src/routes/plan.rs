@@ -5,14 +5,14 @@ use http::StatusCode;
 use muster_api::wire::PlanReport;
 use serde_json::json;
 
-use super::Call;
 use super::answer::json_value;
+use super::{Call, resource};
 use crate::body::{self, ContentType};
 use crate::error::{ApiError, Result};
 use crate::keys;
+use crate::peers;
 use crate::registry::fence::{self, Fence};
 use crate::registry::{GuardedTxn, Outcome};
-use crate::state::State;
 
 /// `PUT /muster/v1/plan`: keeps the report, if the sender leads still.
 pub(super) async fn put(mut call: Call) -> Result<Response> {
@@ -28,6 +28,7 @@ pub(super) async fn put(mut call: Call) -> Result<Response> {
     let decoded = body::object(content_type, &bytes)?;
     let report: PlanReport = serde_json::from_value(decoded.value)
         .map_err(|error| ApiError::bad_request(format!("the body is not a report: {error}")))?;
+    let term = fence.as_ref().map_or(0, |fence| fence.revision);
     if let Some(fence) = fence {
         let mut txn = GuardedTxn::new();
         fence.guard(&mut txn);
@@ -35,7 +36,7 @@ pub(super) async fn put(mut call: Call) -> Result<Response> {
             return Err(ApiError::fenced(&fence.path()));
         }
     }
-    call.state.set_plan(report);
+    call.state.set_plan(term, report);
     Ok(json_value(
         StatusCode::OK,
         &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
@@ -47,13 +48,27 @@ fn no_report() -> ApiError {
 }
 
 /// `GET /muster/v1/plan`.
-pub(super) fn show(state: &State) -> Result<Response> {
-    let report = state.plan().ok_or_else(no_report)?;
-    Ok(json_value(StatusCode::OK, &*report))
+pub(super) async fn show(call: &Call) -> Result<Response> {
+    match call.state.plan() {
+        Some(report) => Ok(json_value(StatusCode::OK, &*report)),
+        None => elsewhere(call, no_report).await,
+    }
+}
+
+/// The leader tells its reports to one server, which need not be this one.
+async fn elsewhere(call: &Call, otherwise: fn() -> ApiError) -> Result<Response> {
+    let found = peers::ask_others(&call.state, call.headers(), call.parts.uri.path()).await;
+    found.ok_or_else(otherwise)
+}
+
+fn too_new() -> ApiError {
+    ApiError::unavailable("the task is newer than the last allocation pass; ask again")
 }
 
 /// `GET /muster/v1/why/NAMESPACE/TASK`.
-pub(super) fn why(state: &State, namespace: &str, name: &str) -> Result<Response> {
+pub(super) async fn why(call: &Call, namespace: &str, name: &str) -> Result<Response> {
+    resource::catch_up(call).await?;
+    let state = &call.state;
     let kind = state.resources.muster("tasks");
     let task = state.hub.get(&keys::object(&kind.stored, namespace, name));
     let task = task.ok_or_else(|| ApiError::not_found(&kind.resource, name))?.json();
@@ -66,11 +81,13 @@ pub(super) fn why(state: &State, namespace: &str, name: &str) -> Result<Response
         let message = format!("task \"{name}\" is {phase}{agent}; only pending tasks wait for something");
         return Err(ApiError::absent(message).about(&kind.resource, name));
     }
-    let report = state.plan().ok_or_else(no_report)?;
+    let Some(report) = state.plan() else {
+        return elsewhere(call, no_report).await;
+    };
     let why = report
         .tasks
         .iter()
         .find(|why| why.namespace == namespace && why.task == name);
-    let why = why.ok_or_else(|| ApiError::unavailable("the task is newer than the last allocation pass; ask again"))?;
+    let why = why.ok_or_else(too_new)?;
     Ok(json_value(StatusCode::OK, why))
 }

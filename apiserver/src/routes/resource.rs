@@ -128,7 +128,7 @@ async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Resp
 
 /// Waits until the hub shows everything that has been acknowledged.
 pub(super) async fn catch_up(call: &Call) -> Result<()> {
-    let newest = call.state.store.revision().await?;
+    let newest = call.state.newest().await?;
     let reached = call.state.hub.reach(newest, limits::READ_WAIT).await;
     reached.map_err(|error| ApiError::version_too_large(error.wanted, error.newest))
 }

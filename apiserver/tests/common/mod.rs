@@ -20,6 +20,8 @@ use muster_api::Timestamp;
 use muster_api::env::Env;
 use muster_apiserver::auth::{Tokens, User};
 use muster_apiserver::logs::NoLogs;
+use muster_apiserver::membership::Membership;
+use muster_apiserver::tls::{Certified, Peer};
 use muster_apiserver::{Config, State, kinds, router};
 use muster_store::{MemoryStore, Store};
 use serde_json::{Value, json};
@@ -103,6 +105,11 @@ impl Server {
     }
 
     pub async fn on(store: Arc<dyn Store>) -> Server {
+        Server::within(store, Membership::default()).await
+    }
+
+    /// With an authority, so that machines can join.
+    pub async fn within(store: Arc<dyn Store>, membership: Membership) -> Server {
         let env = Arc::new(TestEnv::default());
         let tokens = Arc::new(Tokens::in_memory());
         let config = Config {
@@ -111,6 +118,7 @@ impl Server {
             resources: kinds::resources(),
             authenticator: tokens.clone(),
             logs: Arc::new(NoLogs),
+            membership,
         };
         let state = State::start(config).await.unwrap();
         Server {
@@ -122,11 +130,17 @@ impl Server {
         }
     }
 
+    /// The token of a user.
+    pub fn token(&self, user: &User) -> String {
+        self.tokens.ensure(user, &*self.env).unwrap()
+    }
+
     fn user(&self, user: User) -> Client<'_> {
-        let token = self.tokens.ensure(&user, &*self.env).unwrap();
+        let token = self.token(&user);
         Client {
             server: self,
             headers: vec![("authorization".to_owned(), format!("Bearer {token}"))],
+            peer: None,
         }
     }
 
@@ -150,6 +164,17 @@ impl Server {
         Client {
             server: self,
             headers: Vec::new(),
+            peer: None,
+        }
+    }
+
+    /// Somebody who shows a certificate instead of a token.
+    pub fn certified(&self, user: User, not_after: Timestamp) -> Client<'_> {
+        let certificate = Some(Certified { user, not_after });
+        let address = "10.0.0.1:1".parse().unwrap();
+        Client {
+            peer: Some(Peer { address, certificate }),
+            ..self.anonymous()
         }
     }
 }
@@ -158,6 +183,7 @@ impl Server {
 pub struct Client<'a> {
     server: &'a Server,
     headers: Vec<(String, String)>,
+    peer: Option<Peer>,
 }
 
 impl Client<'_> {
@@ -177,7 +203,10 @@ impl Client<'_> {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        let request = request.body(body.into()).unwrap();
+        let mut request = request.body(body.into()).unwrap();
+        if let Some(peer) = &self.peer {
+            request.extensions_mut().insert(peer.clone());
+        }
         self.server.router.clone().oneshot(request).await.unwrap()
     }
 

@@ -37,6 +37,7 @@ impl Server {
             resources: kinds::resources(),
             authenticator: tokens.clone(),
             logs: Arc::new(NoLogs),
+            membership: Default::default(),
         };
         let state = State::start(config).await.expect("a server");
         Server { state, tokens, env }

@@ -36,6 +36,7 @@ pub(crate) async fn start(store: Arc<dyn Store>, env: Arc<dyn Env>) -> (Arc<Stat
             resources: kinds::resources(),
             authenticator: Arc::new(ByName),
             logs: Arc::new(muster_apiserver::logs::NoLogs),
+            membership: Default::default(),
         };
         match State::start(config).await {
             Ok(state) => {
