@@ -1,17 +1,20 @@
 //! The client of the API server: a [`kube::Client`] over any tower service, with Muster's own calls.
 //!
-//! The service is a TLS connection ([`Client::https`], [`Client::from_config`]) or the API server's router itself
-//! ([`Client::in_process`]); whoever calls cannot tell. Promises: every call but a stream has a deadline ([`DEADLINE`]); every
+//! The service is a TLS connection ([`Client::https`], [`Client::from_config`]), several of them ([`Endpoints`]), or the API server's
+//! router itself ([`Client::in_process`]); whoever calls cannot tell. Promises: every call but a stream has a deadline ([`DEADLINE`]); every
 //! failure says whether trying again can help ([`Error`]); a client that is [`fenced`](Client::fenced) sends its token with
 //! every request. What must never happen here: a retry of a write behind the caller's back, a clock other than tokio's,
 //! knowledge of what is in the store. Tested against small services and, by the controllers' tests, the real router.
 
 mod calls;
 mod connect;
+mod endpoints;
 mod error;
 mod lease;
 mod log;
+mod machine;
 mod objects;
+mod pinned;
 mod watch;
 
 use std::fmt;
@@ -27,9 +30,11 @@ use kube::core::Status;
 use muster_api::names;
 use serde::de::DeserializeOwned;
 
+pub use endpoints::{Endpoints, Failover};
 pub use error::{BoxError, Error, Result};
 pub use kube;
 pub use log::LogOptions;
+pub use machine::Shown;
 pub use objects::{Patch, Preconditions};
 pub use watch::{LINE_BYTES_MAX, WATCH_SILENCE_MAX};
 
