@@ -230,11 +230,11 @@ impl Args {
         Ok(Some(NodeServer {
             listen,
             advertise: self.advertise.clone(),
-            tls: tls::Material {
+            tls: tls::fixed(tls::Material {
                 ca: file(ca)?,
                 cert: file(cert)?,
                 key: file(key)?,
-            },
+            }),
         }))
     }
 

@@ -82,8 +82,8 @@ pub struct NodeServer {
     pub listen: SocketAddr,
     /// The host that others reach it by; without it, the address that it listens on.
     pub advertise: Option<String>,
-    /// Its certificate and whom it trusts.
-    pub tls: tls::Material,
+    /// Its certificate and whom it trusts; connections that come later see the newest.
+    pub tls: watch::Receiver<tls::Material>,
 }
 
 /// Why an agent cannot go on.
@@ -214,10 +214,10 @@ async fn listen(
     };
     let listener = TcpListener::bind(server.listen).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
-    let acceptor = tls::acceptor(&server.tls)?;
+    let acceptors = tls::Acceptors::new(server.tls.clone())?;
     let router = server::router(Arc::clone(runtime), Arc::clone(env));
     helpers.spawn(async move {
-        server::serve(listener, acceptor, router).await;
+        server::serve(listener, acceptors, router).await;
         Ok(())
     });
     Ok(match &server.advertise {

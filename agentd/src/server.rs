@@ -31,10 +31,10 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::limits::{FOLLOW_INTERVAL, HANDSHAKE_DEADLINE, RUNTIME_DEADLINE, SERVER_CONNECTIONS};
-use crate::tls::is_api_server;
+use crate::tls::{Acceptors, is_api_server};
 
 /// Serves until it is dropped.
-pub async fn serve(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
+pub async fn serve(listener: TcpListener, mut acceptors: Acceptors, router: Router) {
     let slots = Arc::new(Semaphore::new(SERVER_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -52,7 +52,7 @@ pub async fn serve(listener: TcpListener, acceptor: TlsAcceptor, router: Router)
                 continue;
             }
         };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let (acceptor, router) = (acceptors.next(), router.clone());
         connections.spawn(async move {
             if let Err(error) = connection(stream, acceptor, router).await {
                 tracing::debug!(%peer, error, "a connection ended badly");

@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -67,7 +68,7 @@ fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'sta
 ///
 /// # Errors
 /// [`MaterialError`].
-pub fn acceptor(material: &Material) -> Result<TlsAcceptor, MaterialError> {
+fn acceptor(material: &Material) -> Result<TlsAcceptor, MaterialError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates("authority", &material.ca)? {
         roots.add(certificate)?;
@@ -86,6 +87,40 @@ pub fn acceptor(material: &Material) -> Result<TlsAcceptor, MaterialError> {
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Material that never changes.
+pub fn fixed(material: Material) -> watch::Receiver<Material> {
+    // The receiver keeps the value when the sender is gone.
+    watch::Sender::new(material).subscribe()
+}
+
+/// Acceptors of the newest material. Material that cannot be used is logged, and what was used before goes on.
+pub struct Acceptors {
+    material: watch::Receiver<Material>,
+    acceptor: TlsAcceptor,
+}
+
+impl Acceptors {
+    /// With the present material.
+    ///
+    /// # Errors
+    /// [`MaterialError`], if it cannot be used.
+    pub fn new(mut material: watch::Receiver<Material>) -> Result<Acceptors, MaterialError> {
+        let acceptor = acceptor(&material.borrow_and_update())?;
+        Ok(Acceptors { material, acceptor })
+    }
+
+    /// The acceptor for the next connection.
+    pub fn next(&mut self) -> TlsAcceptor {
+        if self.material.has_changed().unwrap_or(false) {
+            match acceptor(&self.material.borrow_and_update()) {
+                Ok(acceptor) => self.acceptor = acceptor,
+                Err(error) => tracing::error!(%error, "a new certificate cannot be used; the old one is shown"),
+            }
+        }
+        self.acceptor.clone()
+    }
 }
 
 /// Whether the verified certificate of a peer is the API server's.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::token::TokenCommand;
 use crate::dev::args::{AgentArgs, DevArgs, ServerArgs};
 use crate::store_args::{BackupCommand, StoreCommand};
 
@@ -31,6 +32,16 @@ pub struct Global {
     /// The context of the configuration [default: the current one].
     #[arg(long, global = true, value_name = "NAME", help_heading = "Cluster")]
     pub context: Option<String>,
+    /// Several servers of the cluster, in place of the one of the configuration: one is used until it fails, then the next.
+    #[arg(
+        long,
+        global = true,
+        value_delimiter = ',',
+        value_name = "HOST:PORT",
+        env = "MUSTER_SERVERS",
+        help_heading = "Cluster"
+    )]
+    pub servers: Vec<String>,
     /// The namespace [default: that of the context].
     #[arg(short, long, global = true, value_name = "NAME", help_heading = "Cluster")]
     pub namespace: Option<String>,
@@ -78,6 +89,9 @@ pub enum Command {
     Events(EventsArgs),
     /// Show which kinds there are.
     ApiResources(ApiResourcesArgs),
+    /// Make, show and delete the tokens that machines join with.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Show and choose clusters.
     #[command(subcommand)]
     Config(ConfigCommand),

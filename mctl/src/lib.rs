@@ -104,6 +104,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Why(args) => commands::why::run(session, args, terminal).await,
         Command::Gone(args) => commands::gone::run(session, args, SystemEnv.now(), terminal).await,
         Command::Events(args) => commands::events::run(session, args, terminal).await,
+        Command::Token(command) => commands::token::run(session, command, terminal).await,
         Command::ApiResources(args) => commands::api_resources::run(session, args, terminal).await,
         Command::Dev(_) | Command::Server(_) | Command::Agent(_) => {
             Err(Failure::new("this build has no cluster in it"))

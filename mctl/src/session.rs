@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 
+use muster_client::{Client, Endpoints};
 use serde_json::Value;
 
 use crate::cli::{Files, Global, Selection};
@@ -88,7 +89,16 @@ impl Session {
             file: global.kubeconfig.clone(),
             context: global.context.clone(),
         };
-        let rest = Rest::new(kubeconfig::load(&choice).await?)?;
+        let config = kubeconfig::load(&choice).await?;
+        let rest = if global.servers.is_empty() {
+            Rest::new(config)?
+        } else {
+            let failed =
+                |error: muster_client::Error| Failure::new(format!("--servers: {}", kubeconfig::chain(&error)));
+            let endpoints = Endpoints::new(&global.servers).map_err(failed)?;
+            let client = Client::from_config_at(config, endpoints).map_err(failed)?;
+            Rest::over(client.kube(), &global.servers.join(","))
+        };
         Ok(Session::over(rest, global.namespace.clone()))
     }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::tls::{API_SERVER, Material, acceptor};
+use crate::tls::{API_SERVER, Acceptors, Material, fixed};
 
 const NOW_MS: i64 = 1_800_000_000_000;
 
@@ -77,13 +77,14 @@ async fn server() -> Server {
         cert,
         key,
     };
+    let acceptors = Acceptors::new(fixed(material)).expect("usable");
     let clock = Clock(tokio::time::Instant::now());
     let fake = FakeRuntime::new(move || clock.now_ms());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let router = router(Arc::new(fake.clone()), Arc::new(clock));
     let mut task = JoinSet::new();
-    task.spawn(serve(listener, acceptor(&material).expect("usable"), router));
+    task.spawn(serve(listener, acceptors, router));
     Server {
         authority,
         address,

@@ -8,7 +8,7 @@ use muster_agentd::{NodeServer, tls};
 use muster_api::env::SystemEnv;
 use muster_api::task_state::Phase;
 use muster_apiserver::logs::HttpsLogSource;
-use muster_apiserver::tls::{Pki, client_config};
+use muster_apiserver::tls::{Pki, Shown, client_config};
 use muster_client::LogOptions;
 
 use crate::cluster::{Cluster, Running, until};
@@ -18,19 +18,19 @@ use muster_runtime::FakeRuntime;
 async fn cluster(directory: &std::path::Path) -> (Cluster, FakeRuntime, Running) {
     let pki = Pki::open(directory, &SystemEnv).expect("a directory");
     let client = pki.client(&SystemEnv).expect("signed");
-    let source = HttpsLogSource::new(client_config(pki.ca_pem(), Some(&client)).expect("usable"));
+    let source = HttpsLogSource::new(Shown::new(client_config(pki.ca_pem(), Some(&client)).expect("usable")));
     let cluster = Cluster::with_logs(Arc::new(source)).await;
     let machine = cluster.machine();
-    let serving = pki.agent("a1", &[], &SystemEnv).expect("signed");
+    let serving = pki.agent("a1", &SystemEnv).expect("signed");
     let mut config = cluster.config(1);
     config.server = Some(NodeServer {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         advertise: None,
-        tls: tls::Material {
+        tls: tls::fixed(tls::Material {
             ca: pki.ca_pem().to_owned(),
             cert: serving.certificate_pem,
             key: serving.key_pem,
-        },
+        }),
     });
     let running = cluster.run(&machine, config);
     until("the agent joins", async || cluster.session().await.is_some()).await;

@@ -15,6 +15,7 @@ pub mod live;
 pub mod logs;
 pub mod run;
 pub mod store;
+pub mod token;
 pub mod version;
 pub mod wait;
 pub mod why;

@@ -16,6 +16,7 @@ use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::v1::{AgentCapacity, Versions};
 use muster_client::Client;
 use muster_runtime::{FakeRuntime, ProcessRuntime, Runtime, process};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{Offered, RuntimeKind};
@@ -51,14 +52,14 @@ pub(super) struct Place<'a> {
     /// Where the node server listens, and the host that it is reached by.
     pub(super) listen: (SocketAddr, Option<String>),
     /// Its certificates.
-    pub(super) tls: Material,
+    pub(super) tls: watch::Receiver<Material>,
     /// Whether tasks end with the agent.
     pub(super) stop_tasks: bool,
 }
 
 impl Agent {
-    /// Makes everything ready; nothing is said to the API server yet.
-    pub(super) async fn open(place: Place<'_>, offered: &Offered) -> Outcome<Agent> {
+    /// Makes everything ready; nothing is said to the API server yet. `claim` is on the place's directory.
+    pub(super) fn open(place: Place<'_>, claim: Claim, offered: &Offered) -> Outcome<Agent> {
         let name = place.name;
         if let Some(problem) = names::dns_subdomain_problem(name) {
             return Err(Failure::new(format!(
@@ -66,9 +67,6 @@ impl Agent {
             )));
         }
         let devices = devices(&offered.gpus, name)?;
-        let claim = Claim::take(&place.directory, &SystemEnv)
-            .await
-            .map_err(|error| because("the agent", &error))?;
         let capacity = capacity(&place, offered)?;
         let hostname = machine::hostname().unwrap_or_else(|| name.to_owned());
         let attributes: BTreeMap<String, String> = [("hostname".to_owned(), hostname)]
@@ -127,6 +125,12 @@ impl Agent {
         }
         ran.map_err(|error| because(&format!("the agent {}", self.name), &error))
     }
+}
+
+/// Takes the directory of an agent.
+pub(super) async fn claim(directory: &Path) -> Outcome<Claim> {
+    let taken = Claim::take(directory, &SystemEnv).await;
+    taken.map_err(|error| because("the agent", &error))
 }
 
 /// A runtime, what has to be closed of it at the end, and its version.
@@ -216,11 +220,6 @@ pub(super) fn own_name() -> String {
     } else {
         "agent-1".to_owned()
     }
-}
-
-/// A file of a join directory.
-pub(super) fn file(path: &Path) -> Outcome<String> {
-    std::fs::read_to_string(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
 #[cfg(test)]

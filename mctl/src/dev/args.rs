@@ -4,9 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use muster_api::duration::Span;
+use muster_api::join::JoinToken;
 use muster_api::names;
 use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
+
+pub use super::invitation::Join;
+use crate::etcd_args::EtcdArgs;
 
 /// How agents run tasks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -68,23 +73,48 @@ pub struct ServerArgs {
     /// Where the cluster keeps what it knows [default: ~/.local/share/muster].
     #[arg(long, value_name = "DIRECTORY")]
     pub data_dir: Option<PathBuf>,
+    /// The etcd that keeps the cluster, for several servers; without one it is kept in the data directory.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// Where the API server listens.
     #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
     /// Under which other names and addresses it is reached.
     #[arg(long, value_delimiter = ',', value_name = "HOST")]
     pub advertise: Vec<String>,
-    /// An agent that may join, and the host that it is reached by: what it needs is put into `<data-dir>/join/NAME`.
+    /// An agent that may join without a token, and the host that it is reached by: what it needs is put into `<data-dir>/join/NAME`.
     #[arg(long = "agent", value_name = "NAME[=HOST]")]
     pub agents: Vec<String>,
+    /// The name of this server among the servers of the cluster [default: the machine's name].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Become one more server of the cluster that this token is of (`mctl token create --server`).
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "MUSTER_JOIN",
+        hide_env_values = true,
+        requires = "endpoints"
+    )]
+    pub join: Option<JoinToken>,
+    /// How long the certificates of agents last; they are renewed when two thirds are over.
+    #[arg(long, value_name = "SPAN", default_value = "7d")]
+    pub agent_certificates: Span,
 }
 
 /// `mctl agent`.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// The directory that the server has made for this agent: `<data-dir>/join/NAME` of the server, or a copy of it.
-    #[arg(long, value_name = "DIRECTORY")]
-    pub join: PathBuf,
+    /// The token that lets this machine join (`mctl token create`; not looked at once it has joined), or a directory made by
+    /// `mctl server --agent NAME`.
+    #[arg(long, value_name = "TOKEN", env = "MUSTER_JOIN", hide_env_values = true)]
+    pub join: Option<Join>,
+    /// The name of the agent when it joins [default: the machine's name].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The host that servers reach this machine by [default: its address on the way to them].
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<String>,
     /// Where the agent keeps what it knows [default: ~/.local/share/muster-agent].
     #[arg(long, value_name = "DIRECTORY")]
     pub data_dir: Option<PathBuf>,

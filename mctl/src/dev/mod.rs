@@ -7,17 +7,24 @@ mod agents;
 pub mod args;
 mod control;
 pub(crate) mod directory;
+mod invitation;
+mod membership;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use muster_agentd::tls::Material;
+use muster_agentd::machine::Claim;
+use muster_agentd::tls::{Material, fixed};
+use muster_api::env::{Env as _, SystemEnv};
 use muster_api::names::NAMESPACE_AGENTS;
 use muster_api::ports::PortSet;
 use muster_apiserver::files;
-use muster_apiserver::kubeconfig::Access;
+use muster_apiserver::kubeconfig as kubeconfig_of;
+use muster_apiserver::launch::Options;
 use muster_client::Client;
+use muster_store::Store;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -32,9 +39,10 @@ use crate::rest::{CallError, Rest};
 use crate::session::{Terminal, ours};
 use crate::style::Paint;
 use agents::{Agent, Place};
-use args::{AgentArgs, DevArgs, ServerArgs};
+use args::{AgentArgs, DevArgs, Join, ServerArgs};
 use control::{ControlPlane, because};
 use directory::Directory;
+use membership::{Keeper, Membership};
 
 /// How long agents may take to be ready before it is said that they are not.
 const READY_MAX: Duration = Duration::from_secs(20);
@@ -66,13 +74,20 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
     let start = Instant::now();
     let stop = stop_on_signals()?;
     let directory = Directory::take(&args.data_dir.clone().map_or_else(|| directory::default("muster"), Ok)?)?;
-    let mut control = ControlPlane::start(&directory, args.listen, &[]).await?;
+    let options = Options {
+        data_dir: directory.path().to_owned(),
+        listen: vec![args.listen],
+        ..Options::default()
+    };
+    let mut control = ControlPlane::start(control::embedded(&directory).await?, options).await?;
     let shared = if args.no_context {
         None
     } else {
         Some(kubeconfig::own_file()?)
     };
-    control.write_kubeconfig(&directory, shared.as_deref())?;
+    if let Some(path) = &shared {
+        kubeconfig_of::merge(path, &control.access).map_err(|error| because("the kubeconfig", &error))?;
+    }
     say(terminal, format!("data        {}", directory.path().display()));
     say(terminal, format!("api server  {}", control.access.server));
     let mut running: JoinSet<Outcome<()>> = JoinSet::new();
@@ -163,23 +178,25 @@ async fn open(
 ) -> Outcome<Agent> {
     let identity = control
         .pki()
-        .agent(name, &[], &muster_api::env::SystemEnv)
+        .agent(name, &SystemEnv)
         .map_err(|error| because("the certificates", &error))?;
+    let own = directory.join("agents").join(name);
+    let claim = agents::claim(&own).await?;
     let place = Place {
         name,
-        directory: directory.join("agents").join(name),
+        directory: own,
         hidden: hidden.to_vec(),
         share,
         ports: default_ports(),
         listen: (SocketAddr::from(([127, 0, 0, 1], 0)), None),
-        tls: Material {
+        tls: fixed(Material {
             ca: control.pki().ca_pem().to_owned(),
             cert: identity.certificate_pem,
             key: identity.key_pem,
-        },
+        }),
         stop_tasks: true,
     };
-    Agent::open(place, offered).await
+    Agent::open(place, claim, offered)
 }
 
 fn default_ports() -> PortSet {
@@ -273,14 +290,23 @@ fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut
 pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
     let stop = stop_on_signals()?;
     let directory = Directory::take(&args.data_dir.clone().map_or_else(|| directory::default("muster"), Ok)?)?;
-    let mut names = args.advertise.clone();
-    if !args.listen.ip().is_unspecified() {
-        names.push(args.listen.ip().to_string());
+    let options = Options {
+        data_dir: directory.path().to_owned(),
+        listen: vec![args.listen],
+        names: args.advertise.clone(),
+        name: args.name.clone().unwrap_or_default(),
+        agent_life: args.agent_certificates.duration(),
+    };
+    if let Some(token) = &args.join {
+        let name = args.name.clone().unwrap_or_else(agents::own_name);
+        if membership::join_server(&directory, token, &name).await? {
+            say(terminal, format!("joined      as the server {name}"));
+        }
     }
-    let mut control = ControlPlane::start(&directory, args.listen, &names).await?;
-    control.write_kubeconfig(&directory, None)?;
+    let store = store(&args, &directory).await?;
+    let mut control = ControlPlane::start(store, options).await?;
     for agent in &args.agents {
-        let path = invite(&control, &directory, agent, args.advertise.first())?;
+        let path = invitation::write(&control, &directory, agent, args.advertise.first())?;
         say(terminal, format!("agent       mctl agent --join {}", path.display()));
     }
     say(terminal, format!("data        {}", directory.path().display()));
@@ -294,82 +320,118 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
     ended.map(|()| Exit::Done)
 }
 
-/// Puts what an agent needs to join into a directory of its own.
-fn invite(control: &ControlPlane, directory: &Directory, agent: &str, host: Option<&String>) -> Outcome<PathBuf> {
-    let (name, reached_by) = agent
-        .split_once('=')
-        .map_or((agent, None), |(name, host)| (name, Some(host.to_owned())));
-    if let Some(problem) = muster_api::names::dns_subdomain_problem(name) {
-        return Err(Failure::new(format!("--agent {agent}: {problem}")));
+/// The store that is wanted. What was kept in the directory before is not forgotten silently.
+async fn store(args: &ServerArgs, directory: &Directory) -> Outcome<Arc<dyn Store>> {
+    if !args.etcd.is_given() {
+        return control::embedded(directory).await;
     }
-    let names: Vec<String> = reached_by.into_iter().collect();
-    let identity = control
-        .pki()
-        .agent(name, &names, &muster_api::env::SystemEnv)
-        .map_err(|error| because("the certificates", &error))?;
-    let server = match (host, control.access.server.rsplit_once(':')) {
-        (Some(host), Some((_, port))) => format!("https://{host}:{port}"),
-        _ => control.access.server.clone(),
-    };
-    let path = directory.join("join").join(name);
-    let write = |file: &str, text: &str| {
-        files::write_private(&path.join(file), text.as_bytes())
-            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
-    };
-    files::private_directory(&path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    write("name", name)?;
-    write("host", names.first().map_or("", String::as_str))?;
-    write("ca.crt", control.pki().ca_pem())?;
-    write("agent.crt", &identity.certificate_pem)?;
-    write("agent.key", &identity.key_pem)?;
-    let access = Access {
-        server,
-        ca_pem: control.pki().ca_pem().to_owned(),
-        token: control.agent_token(name)?,
-    };
-    muster_apiserver::kubeconfig::write(&path.join("kubeconfig"), &access)
-        .map_err(|error| because("the kubeconfig", &error))?;
-    Ok(path)
+    let embedded = directory.join("store.redb");
+    if embedded.exists() {
+        return Err(Failure::new(format!(
+            "{} keeps a cluster, and --etcd names another place for it; a cluster does not move by itself: begin with an empty data \
+             directory, or, if what it keeps is not needed any more, remove it",
+            embedded.display()
+        )));
+    }
+    Ok(args.etcd.open(None).await?)
 }
 
 /// `mctl agent`.
 pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
     let stop = stop_on_signals()?;
-    let read = |name: &str| agents::file(&args.join.join(name)).map(|text| text.trim().to_owned());
-    let name = read("name")?;
     let directory = args
         .data_dir
         .clone()
         .map_or_else(|| directory::default("muster-agent"), Ok)?;
     files::private_directory(&directory).map_err(|error| Failure::new(format!("{}: {error}", directory.display())))?;
-    let host = Some(read("host")?).filter(|host| !host.is_empty());
-    let listen = if host.is_none() && args.listen.ip().is_unspecified() {
-        SocketAddr::from(([127, 0, 0, 1], args.listen.port()))
-    } else {
-        args.listen
-    };
+    let claim = agents::claim(&directory).await?;
+    if let Some(Join::Directory(invitation)) = &args.join {
+        let invited = invitation::read(invitation, args.listen).await?;
+        let place = Place {
+            name: &invited.name,
+            directory,
+            hidden: vec![invitation.clone()],
+            share: (1, 0),
+            ports: args.ports.clone(),
+            listen: invited.listen,
+            tls: invited.tls,
+            stop_tasks: args.stop_tasks_on_shutdown,
+        };
+        let agent = Agent::open(place, claim, &args.offered)?;
+        say(terminal, format!("agent       {}: {}", invited.name, capacity(&agent)));
+        return agent.run(invited.client, stop).await.map(|()| Exit::Done);
+    }
+    let membership = membership(&args, &directory, &claim, terminal).await?;
+    let name = membership.name.clone();
+    let (listen, host) = reached(&args, &membership);
+    let keeper = Keeper::new(&directory, membership)?;
     let place = Place {
         name: &name,
         directory,
-        hidden: vec![args.join.clone()],
+        hidden: Vec::new(),
         share: (1, 0),
         ports: args.ports.clone(),
         listen: (listen, host),
-        tls: Material {
-            ca: read("ca.crt")?,
-            cert: read("agent.crt")?,
-            key: read("agent.key")?,
-        },
+        tls: keeper.material(),
         stop_tasks: args.stop_tasks_on_shutdown,
     };
-    let agent = Agent::open(place, &args.offered).await?;
-    let choice = kubeconfig::Choice {
-        file: Some(args.join.join("kubeconfig")),
-        context: None,
-    };
-    let client =
-        Client::from_config(kubeconfig::load(&choice).await?).map_err(|error| because("the client", &error))?;
+    let agent = Agent::open(place, claim, &args.offered)?;
     say(terminal, format!("agent       {name}: {}", capacity(&agent)));
-    agent.run(client, stop).await?;
-    Ok(Exit::Done)
+    let client = keeper.client.clone();
+    let keeping = tokio::spawn(keeper.keep(stop.clone()));
+    let ended = agent.run(client, stop.clone()).await;
+    stop.cancel();
+    // It ends at once, and it has nothing to say.
+    let _ = keeping.await;
+    ended.map(|()| Exit::Done)
+}
+
+/// What the agent has been given, or is given now.
+async fn membership(
+    args: &AgentArgs,
+    directory: &std::path::Path,
+    claim: &Claim,
+    terminal: &mut Terminal,
+) -> Outcome<Membership> {
+    let known = Membership::load(directory)?;
+    let ended = known
+        .as_ref()
+        .map(Membership::not_after)
+        .filter(|end| *end <= SystemEnv.now());
+    let wanted = args.name.as_ref().or(known.as_ref().map(|known| &known.name));
+    let name = wanted.cloned().unwrap_or_else(agents::own_name);
+    match (known, &args.join, ended) {
+        (Some(known), _, None) if known.name != name => Err(Failure::new(format!(
+            "this machine has joined as {}, not as {name}; leave out --name, or choose another directory with --data-dir",
+            known.name
+        ))),
+        (Some(known), _, None) => Ok(known),
+        (_, Some(Join::Token(token)), _) => {
+            let joined = Membership::join(directory, token, &name, &claim.identity.machine).await?;
+            say(terminal, format!("joined      as {}", joined.name));
+            Ok(joined)
+        }
+        (Some(_), _, Some(end)) => Err(Failure::new(format!(
+            "the certificate of this agent ended at {end}, because no server could be reached in time to renew it; join again with \
+             --join TOKEN (on a machine with the cluster's kubeconfig: mctl token create --agent {name})"
+        ))),
+        (None, _, _) => Err(Failure::new(
+            "this machine has not joined a cluster yet; say which with --join TOKEN (on a machine with the cluster's kubeconfig: mctl \
+             token create)",
+        )),
+    }
+}
+
+/// Where the agent's own server listens, and the host that it is reached by.
+fn reached(args: &AgentArgs, membership: &Membership) -> (SocketAddr, Option<String>) {
+    if let Some(host) = &args.advertise {
+        return (args.listen, Some(host.clone()));
+    }
+    if !args.listen.ip().is_unspecified() {
+        return (args.listen, None);
+    }
+    match membership.own_host() {
+        Some(host) => (args.listen, Some(host)),
+        None => (SocketAddr::from(([127, 0, 0, 1], args.listen.port())), None),
+    }
 }
