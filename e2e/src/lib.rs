@@ -11,6 +11,7 @@
 pub mod evidence;
 pub mod fleet;
 pub mod lab;
+pub mod parts;
 pub mod process;
 
 use std::fs;
