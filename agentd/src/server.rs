@@ -52,7 +52,7 @@ pub async fn serve(listener: TcpListener, mut acceptors: Acceptors, router: Rout
                 continue;
             }
         };
-        let (acceptor, router) = (acceptors.next(), router.clone());
+        let (acceptor, router) = (acceptors.newest(), router.clone());
         connections.spawn(async move {
             if let Err(error) = connection(stream, acceptor, router).await {
                 tracing::debug!(%peer, error, "a connection ended badly");

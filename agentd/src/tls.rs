@@ -112,7 +112,7 @@ impl Acceptors {
     }
 
     /// The acceptor for the next connection.
-    pub fn next(&mut self) -> TlsAcceptor {
+    pub fn newest(&mut self) -> TlsAcceptor {
         if self.material.has_changed().unwrap_or(false) {
             match acceptor(&self.material.borrow_and_update()) {
                 Ok(acceptor) => self.acceptor = acceptor,
