@@ -1,5 +1,7 @@
 //! Machines join with tokens, and renew what they were given.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Several servers over one store: what one knows, the others say.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -24,7 +26,11 @@ use tower::ServiceExt as _;
 
 /// The ways between servers of one process, and how often they were used.
 #[derive(Clone, Default)]
-struct Network(Arc<Mutex<(BTreeMap<String, (Router, String)>, usize)>>);
+struct Network(Arc<Mutex<Ways>>);
+
+/// The router and a token for each endpoint, and how often somebody was asked.
+#[derive(Default)]
+struct Ways(BTreeMap<String, (Router, String)>, usize);
 
 #[async_trait]
 impl Peers for Network {

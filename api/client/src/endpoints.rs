@@ -221,7 +221,9 @@ mod tests {
 
     /// Servers with habits, and who was asked what.
     #[derive(Clone)]
-    struct Servers(Arc<Mutex<(BTreeMap<String, Habit>, Vec<String>)>>);
+    struct Servers(Arc<Mutex<Seen>>);
+
+    type Seen = (BTreeMap<String, Habit>, Vec<String>);
 
     /// What a client says when nobody listens; such an error cannot be made by hand.
     async fn refused() -> BoxError {
