@@ -51,7 +51,7 @@ pub enum ClusterError {
     },
     /// The directory is of another cluster.
     #[error(
-        "{} belongs to the cluster {directory_uid}, but the store to {}; name the store of that cluster, or, if its content is gone for \
+        "{} belongs to the cluster {directory_uid}, but the store to {}; name the store of that cluster (one that this directory keeps is moved into etcd by `mctl store migrate`), or, if its content is gone for \
          good and this one shall be used, remove the file {}", directory.display(), store_uid.as_deref().unwrap_or("none: it is empty"),
         directory.join(FILE).display()
     )]

@@ -320,20 +320,13 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
     ended.map(|()| Exit::Done)
 }
 
-/// The store that is wanted. What was kept in the directory before is not forgotten silently.
+/// The store that is wanted. One that is not of the directory's cluster is refused when the server starts.
 async fn store(args: &ServerArgs, directory: &Directory) -> Outcome<Arc<dyn Store>> {
-    if !args.etcd.is_given() {
-        return control::embedded(directory).await;
+    if args.etcd.is_given() {
+        Ok(args.etcd.open(None).await?)
+    } else {
+        control::embedded(directory).await
     }
-    let embedded = directory.join("store.redb");
-    if embedded.exists() {
-        return Err(Failure::new(format!(
-            "{} keeps a cluster, and --etcd names another place for it; a cluster does not move by itself: begin with an empty data \
-             directory, or, if what it keeps is not needed any more, remove it",
-            embedded.display()
-        )));
-    }
-    Ok(args.etcd.open(None).await?)
 }
 
 /// `mctl agent`.
