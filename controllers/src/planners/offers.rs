@@ -83,6 +83,7 @@ impl Planner for Offers {
                 changes.notes.extend(note(view, new));
             }
         }
+        wait_for_limits(view, &mut agents);
         for (agent, changes) in agents {
             plan.writes.extend(changes.write(view, agent));
         }
@@ -98,6 +99,48 @@ impl Planner for Offers {
         }
         plan
     }
+}
+
+/// The writes of a plan are independent: what is taken back of one agent may not have happened yet when another agent's is given out. Where
+/// a quota limits a role, that would be too much for a moment; so such offers wait for the pass after, which sees what was taken back.
+fn wait_for_limits(view: &View, agents: &mut BTreeMap<&str, AgentChanges>) {
+    let limits = view.quotas.values().filter(|quota| !quota.spec.limit.is_empty());
+    let limited: Vec<&str> = limits.map(|quota| quota.spec.role.as_str()).collect();
+    let taking = |changes: &AgentChanges| changes.delete.iter().any(|offer| holds(view, offer));
+    let back: Vec<&str> = agents
+        .iter()
+        .filter(|(_, changes)| taking(changes))
+        .map(|(agent, _)| *agent)
+        .collect();
+    if limited.is_empty() {
+        return;
+    }
+    let is_limited = |role: &str| {
+        let below = |limit: &&str| {
+            role.strip_prefix(*limit)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        limited.iter().any(|limit| below(&limit))
+    };
+    for (agent, changes) in agents
+        .iter_mut()
+        .filter(|(agent, _)| back.iter().any(|other| other != *agent))
+    {
+        let before = changes.create.len();
+        changes.create.retain(|offer| !is_limited(&offer.spec.role));
+        if changes.create.len() < before {
+            tracing::debug!(agent, "offers wait until what was taken back elsewhere is back");
+            changes.notes.clear();
+        }
+    }
+}
+
+/// Whether an offer holds something still.
+fn holds(view: &View, offer: &OfferRef) -> bool {
+    let id = Id::new(offer.namespace.as_str(), offer.name.as_str());
+    view.offers
+        .get(&id)
+        .is_some_and(|offer| offer.phase() == OfferPhase::Open)
 }
 
 /// Whether a change can matter for what is offered. Events and most leases do not.
@@ -326,6 +369,39 @@ mod tests {
         let plan = plan(cluster);
         assert_eq!(deleted(request(&plan)), ["o1"]);
         assert_eq!(request(&plan).create.len(), 1);
+    }
+
+    #[test]
+    fn what_is_taken_back_under_a_limit_is_offered_elsewhere_only_when_it_is_back() {
+        let cluster = Cluster::default()
+            .agent("a1", 4)
+            .agent("a2", 8)
+            .task("t1", |task| task.cpus(8))
+            .expired_offer("o1", "a1", 4);
+        let given = |cluster: &Cluster| {
+            let requests = plan(cluster.clone())
+                .writes
+                .into_iter()
+                .map(|write| match write.action {
+                    Action::AgentOffers { agent, request } => (agent, request.create.len(), request.delete.len()),
+                    other => panic!("{other:?}"),
+                });
+            requests.collect::<Vec<_>>()
+        };
+        let free = given(&cluster);
+        assert!(
+            free.iter().any(|(agent, created, _)| agent == "a2" && *created > 0),
+            "{free:?}"
+        );
+        let limited = given(&cluster.quota("q", "default").limit("q", 8));
+        assert!(
+            limited.iter().all(|(agent, created, _)| agent == "a1" || *created == 0),
+            "{limited:?}"
+        );
+        assert!(
+            limited.iter().any(|(agent, _, deleted)| agent == "a1" && *deleted == 1),
+            "{limited:?}"
+        );
     }
 
     #[test]

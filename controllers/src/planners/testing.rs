@@ -141,6 +141,12 @@ impl Cluster {
         self.with(Kind::Quota, name, json!({ "spec": { "role": role } }))
     }
 
+    pub(crate) fn limit(self, quota: &str, cpus: u32) -> Cluster {
+        self.edit(Kind::Quota, quota, |quota| {
+            quota["spec"]["limit"] = json!({ "cpus": cpus.to_string() })
+        })
+    }
+
     pub(crate) fn event(self, name: &str, seconds: i64) -> Cluster {
         let mut metadata = meta(Kind::Event, name);
         metadata["creationTimestamp"] = json!(at(seconds).to_string());
