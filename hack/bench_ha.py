@@ -1,0 +1,352 @@
+"""The part of hack/bench that needs three etcd, three servers and three agents; see there.
+
+Everything runs on this machine over loopback, etcd with the timing that manifests/deploy gives it. Where etcd itself sets the pace, it is
+measured in the same round.
+"""
+
+import base64
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+TASKS = "/apis/muster.dev/v1/namespaces/default/tasks"
+MAPS = "/api/v1/namespaces/default/configmaps"
+PATIENCE = 60
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+def until(what, ask, limit=PATIENCE):
+    """Asks until the answer is neither None nor False; gives it."""
+    began = time.monotonic()
+    while time.monotonic() - began < limit:
+        answer = ask()
+        if answer is not None and answer is not False:
+            return answer
+        time.sleep(0.002)
+    raise SystemExit(f"waited {limit} s for {what}")
+
+
+class Fleet:
+    """Three members of etcd, three servers, three agents; each process by its name: e0, s0, a0, …"""
+
+    def __init__(self, mctl):
+        for program in ("etcd", "etcdctl"):
+            if not shutil.which(program):
+                raise SystemExit(f"{program} is missing: apt-get install etcd-server etcd-client")
+        self.mctl, self.home, self.processes = mctl, Path(tempfile.mkdtemp(prefix="muster-bench-ha-")), {}
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("MUSTER_", "XDG_", "KUBECONFIG"))}
+        self.env |= {"HOME": str(self.home), "NO_COLOR": "1"}
+        ports = free_ports(9)
+        self.client_ports, self.peer_ports, self.server_ports = ports[:3], ports[3:6], ports[6:]
+        for index in range(3):
+            self.start(f"e{index}")
+        until("etcd", lambda: self.etcd_revision() or None)
+        for index in range(3):
+            self.start(f"s{index}")
+            until("a server", lambda: self.access() and self.status(index, "/readyz") == 200)
+        for index in range(3):
+            self.start(f"a{index}")
+        until("the agents", lambda: self.ready_agents() == 3)
+
+    def start(self, name):
+        kind, index = name[0], int(name[1:])
+        command = {"e": self.etcd, "s": self.server, "a": self.agent}[kind](index)
+        log = open(self.home / f"{name}.log", "a")
+        self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=self.env)
+
+    def etcd(self, index):
+        peer = lambda i: f"http://127.0.0.1:{self.peer_ports[i]}"
+        client = f"http://127.0.0.1:{self.client_ports[index]}"
+        data = self.home / f"etcd{index}"
+        state = "existing" if data.exists() else "new"
+        cluster = ",".join(f"e{i}={peer(i)}" for i in range(3))
+        flags = {
+            "name": f"e{index}", "data-dir": data, "listen-client-urls": client, "advertise-client-urls": client,
+            "listen-peer-urls": peer(index), "initial-advertise-peer-urls": peer(index), "initial-cluster": cluster,
+            "initial-cluster-state": state, "heartbeat-interval": 50, "election-timeout": 400, "logger": "zap", "log-level": "warn",
+        }
+        return ["etcd", *(f"--{key}={value}" for key, value in flags.items())]
+
+    def server(self, index):
+        urls = ",".join(f"http://127.0.0.1:{port}" for port in self.client_ports)
+        data = self.home / f"server{index}"
+        command = [self.mctl, "server", "--log=info", f"--data-dir={data}", f"--listen=127.0.0.1:{self.server_ports[index]}"]
+        command += [f"--name=s{index}", f"--etcd={urls}"]
+        return command + ([f"--join={self.token('--server')}"] if index and not data.exists() else [])
+
+    def agent(self, index):
+        data = self.home / f"agent{index}"
+        command = [self.mctl, "agent", "--log=info", f"--data-dir={data}", f"--name=a{index}", "--listen=127.0.0.1:0"]
+        command += ["--advertise=127.0.0.1", "--cpus=64", "--memory=64Gi", "--disk=10Gi"]
+        command += [f"--ports={31000 + 300 * index}-{31299 + 300 * index}"]
+        return command + ([] if data.exists() else [f"--join={self.token('--agent', f'a{index}')}"])
+
+    def token(self, *args):
+        command = [self.mctl, f"--kubeconfig={self.home / 'server0/kubeconfig'}", "token", "create", *args]
+        return subprocess.run(command, env=self.env, check=True, capture_output=True, text=True).stdout.strip()
+
+    def access(self):
+        path = self.home / "server0/kubeconfig"
+        if not path.exists():
+            return False
+        field = lambda name: re.search(rf"^\s*{name}:\s*\"?([^\s\"]+)", path.read_text(), re.M)[1]
+        self.bearer, self.authority = field("token"), self.home / "ca.pem"
+        self.authority.write_bytes(base64.b64decode(field("certificate-authority-data")))
+        self.tls = ssl.create_default_context(cafile=self.authority)
+        return True
+
+    def call(self, index, method, path, body=None, timeout=2):
+        """Status and answer of one call at one server; 0 when there is no answer."""
+        link = http.client.HTTPSConnection("127.0.0.1", self.server_ports[index], context=self.tls, timeout=timeout)
+        try:
+            kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+            headers = {"Authorization": "Bearer " + self.bearer, "Content-Type": kind}
+            link.request(method, path, json.dumps(body) if body else None, headers)
+            answer = link.getresponse()
+            text = answer.read()
+            return answer.status, json.loads(text) if text[:1] in b"{[" and text else {}
+        except (OSError, http.client.HTTPException):
+            return 0, {}
+        finally:
+            link.close()
+
+    def status(self, index, path):
+        return self.call(index, "GET", path)[0]
+
+    def ready_agents(self):
+        agents = self.call(0, "GET", "/apis/muster.dev/v1/agents")[1].get("items", [])
+        conditions = [c for agent in agents for c in agent.get("status", {}).get("conditions", [])]
+        return sum(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    def gateway(self, index, path, body, timeout=0.5):
+        """One call of etcd's JSON gateway; None when there is no good answer."""
+        link = http.client.HTTPConnection("127.0.0.1", self.client_ports[index], timeout=timeout)
+        try:
+            link.request("POST", path, json.dumps(body))
+            answer = link.getresponse()
+            return json.loads(answer.read()) if answer.status == 200 else None
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            link.close()
+
+    def etcd_revision(self):
+        answer = self.gateway(0, "/v3/kv/range", {"key": base64.b64encode(b"none").decode()})
+        return int(answer["header"]["revision"]) if answer else 0
+
+    def etcd_leader(self):
+        for index in range(3):
+            status = self.gateway(index, "/v3/maintenance/status", {})
+            if status and status.get("leader") == status["header"]["member_id"]:
+                return index
+        return None
+
+    def leading_server(self):
+        path = "/apis/coordination.k8s.io/v1/namespaces/muster-system/leases/muster-controllers"
+        for index in range(3):
+            revision = self.call(index, "GET", path)[1].get("metadata", {}).get("resourceVersion")
+            for candidate in range(3):
+                line = f"leading fence=muster-system/muster-controllers@{revision} "
+                if revision and line in (self.home / f"s{candidate}.log").read_text():
+                    return candidate
+        return None
+
+    def end(self, name, what):
+        process = self.processes.pop(name)
+        process.send_signal(what)
+        return process
+
+    def stop(self):
+        """Tasks first: what an agent leaves running would outlive this."""
+        self.call(0, "DELETE", TASKS, timeout=30)
+        began = time.monotonic()
+        while self.call(0, "GET", TASKS)[1].get("items") and time.monotonic() - began < PATIENCE:
+            time.sleep(0.2)
+        for name in sorted(self.processes, key=lambda name: "ase".index(name[0])):
+            process = self.end(name, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def task(name, *command):
+    spec = {"command": list(command), "resources": {"cpus": "0.01", "memory": "8Mi"}}
+    return {"apiVersion": "muster.dev/v1", "kind": "Task", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+
+
+def config_map(name):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}}
+
+
+def milliseconds(seconds):
+    return f"{statistics.median(seconds) * 1000:.0f} ms (of {len(seconds)}; worst {max(seconds) * 1000:.0f} ms)"
+
+
+def next_offer(fleet, what, rounds):
+    """From the signal to the leader until a task that came right after it is bound, at another server."""
+    seconds = []
+    for number in range(rounds):
+        leader = until("a leader", fleet.leading_server)
+        other, name = (leader + 1) % 3, f"{what.name.lower()}-{number}"
+        process, began = fleet.end(f"s{leader}", what), time.monotonic()
+        until("a task to be taken", lambda: fleet.call(other, "POST", TASKS, task(name, "true"))[0] == 201)
+        bound = lambda: fleet.call(other, "GET", f"{TASKS}/{name}")[1].get("status", {}).get("agent")
+        until("the task to be bound", bound)
+        seconds.append(time.monotonic() - began)
+        process.wait(PATIENCE)
+        fleet.start(f"s{leader}")
+        until("the server to be back", lambda: fleet.status(leader, "/readyz") == 200)
+    return seconds
+
+
+def open_offer_survives(fleet):
+    spec = {"roles": ["default"], "scheduler": "External", "demand": {"minimum": {"cpus": "1"}, "maxOffers": 1}}
+    framework = {"apiVersion": "muster.dev/v1", "kind": "Framework", "metadata": {"name": "ext"}, "spec": spec}
+    path, offers = "/apis/muster.dev/v1/namespaces/default/frameworks", "/apis/muster.dev/v1/namespaces/default/offers"
+    leader = until("a leader", fleet.leading_server)
+    other = (leader + 1) % 3
+    fleet.call(other, "POST", path, framework)
+    uids = lambda: {o["metadata"]["uid"] for o in fleet.call(other, "GET", offers)[1].get("items", []) if o["spec"]["framework"] == "ext"}
+    before = until("an offer", lambda: uids() or None)
+    process = fleet.end(f"s{leader}", signal.SIGTERM)
+    until("another leader", lambda: fleet.leading_server() not in (None, leader))
+    kept = before <= uids()
+    process.wait(PATIENCE)
+    fleet.start(f"s{leader}")
+    until("the server to be back", lambda: fleet.status(leader, "/readyz") == 200)
+    fleet.call(other, "DELETE", f"{path}/ext")
+    return kept
+
+
+def writes_back(fleet, rounds):
+    """From SIGKILL to the leader of etcd until a raw put, and until a create through the API, is taken.
+
+    Both are tried anew when there is no answer for a moment: what was on its way through the dead leader is only given up after seconds.
+    """
+    raw, api = [], []
+    for number in range(rounds):
+        leader = until("a leader of etcd", fleet.etcd_leader)
+        member, ends = (leader + 1) % 3, {}
+        process, began = fleet.end(f"e{leader}", signal.SIGKILL), time.monotonic()
+
+        def measure(name, ask):
+            until(name, ask)
+            ends[name] = time.monotonic() - began
+
+        put = {"key": base64.b64encode(b"bench/raw").decode(), "value": "eA=="}
+        creates = iter(range(100_000))
+        create = lambda: fleet.call(0, "POST", MAPS, config_map(f"back-{number}-{next(creates)}"), timeout=0.3)[0] == 201
+        threads = [
+            threading.Thread(target=measure, args=("raw", lambda: fleet.gateway(member, "/v3/kv/put", put, 0.2))),
+            threading.Thread(target=measure, args=("api", create)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        raw.append(ends["raw"])
+        api.append(ends["api"])
+        process.wait()
+        fleet.start(f"e{leader}")
+        until("the member to be back", lambda: fleet.gateway(leader, "/v3/maintenance/status", {}))
+        time.sleep(1)
+    return raw, api
+
+
+def curl_rate(requests, *flags):
+    """Requests per second, 64 at a time, made by one curl."""
+    lines = []
+    for url, body in requests:
+        lines += [f'url = "{url}"', "output = /dev/null", f"data = {json.dumps(json.dumps(body))}", "next"]
+        lines[-1:] = [*flags, "next"]
+    with tempfile.NamedTemporaryFile("w", suffix=".curl") as config:
+        config.write("\n".join([*lines[:-1], ""]))
+        config.flush()
+        began = time.monotonic()
+        command = ["curl", "--silent", "--show-error", "--no-progress-meter", "--parallel", "--parallel-max", "64", "--config", config.name]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return len(requests) / (time.monotonic() - began)
+
+
+def creates_at_once(fleet, count):
+    server = f"https://127.0.0.1:{fleet.server_ports[0]}{MAPS}"
+    flags = [f'cacert = "{fleet.authority}"', f'header = "Authorization: Bearer {fleet.bearer}"', 'header = "Content-Type: application/json"']
+    leader = until("a leader of etcd", fleet.etcd_leader)
+    raw = f"http://127.0.0.1:{fleet.client_ports[leader]}/v3/kv/put"
+    rates = {"api": [], "raw": []}
+    for turn in range(3):
+        body = json.dumps(config_map("x" * 20) | {"uid": "x" * 200})
+        value = base64.b64encode(body.encode()).decode()
+        key = lambda n: base64.b64encode(f"bench/{turn}/{n}".encode()).decode()
+        rates["raw"].append(curl_rate([(raw, {"key": key(n), "value": value}) for n in range(count)], "fail"))
+        rates["api"].append(curl_rate([(server, config_map(f"at-once-{turn}-{n}")) for n in range(count)], "fail", *flags))
+    return statistics.median(rates["api"]), statistics.median(rates["raw"])
+
+
+def adoption(fleet, count):
+    """From the start of an agent whose predecessor was killed until the ends of the gap are told, with so many tasks."""
+    gate = "mkfifo gate; read code < gate; exit $code"
+    for agent in ("a1", "a2"):
+        fleet.call(0, "PATCH", f"/apis/muster.dev/v1/agents/{agent}", {"spec": {"unschedulable": True}})
+    for number in range(count):
+        fleet.call(number % 3, "POST", TASKS, task(f"kept-{number}", "sh", "-c", gate))
+    mine = lambda: [t for t in fleet.call(0, "GET", TASKS)[1].get("items", []) if t["metadata"]["name"].startswith("kept-")]
+    until("the tasks to run", lambda: sum(t["status"]["phase"] == "Running" for t in mine()) == count, 300)
+    fleet.end("a0", signal.SIGKILL).wait()
+    ended = mine()[:20]
+    containers = fleet.home / "agent0/runtime/containers"
+    for t in ended:
+        for path in containers.glob(f"{t['metadata']['uid']}-*/sandbox/gate"):
+            path.write_text("7\n")
+    time.sleep(1)
+    began = time.monotonic()
+    fleet.start("a0")
+    names = {t["metadata"]["name"] for t in ended}
+    told = lambda: all(t["status"]["phase"] == "Failed" for t in mine() if t["metadata"]["name"] in names)
+    until("the ends to be told", told)
+    return time.monotonic() - began
+
+
+def bench(mctl, quick):
+    fleet = Fleet(mctl)
+    try:
+        rounds = 3 if quick else 7
+        time.sleep(5)
+        before, began = fleet.etcd_revision(), time.monotonic()
+        time.sleep(20 if quick else 60)
+        writes = (fleet.etcd_revision() - before) * 60 / (time.monotonic() - began)
+        yield "idle cluster, 3 servers, 3 agents: writes to etcd", f"{writes:.0f} a minute", "under 10"
+        api, raw = creates_at_once(fleet, 640 if quick else 2560)
+        figure = f"{api:.0f}/s; raw puts over etcd's JSON gateway {raw:.0f}/s: {api / raw:.0%}"
+        yield "creates through the API on etcd, 64 at once", figure, "say it"
+        yield "leader SIGKILL to the next offer accepted", milliseconds(next_offer(fleet, signal.SIGKILL, rounds)), "under 3 s"
+        yield "leader SIGTERM to the next offer accepted", milliseconds(next_offer(fleet, signal.SIGTERM, rounds)), "under 1 s"
+        yield "an open offer outlives its leader", "yes" if open_offer_survives(fleet) else "NO", "yes"
+        raw, api = writes_back(fleet, rounds)
+        figure = f"{milliseconds(api)}; etcd itself {milliseconds(raw)}"
+        yield "leader of etcd SIGKILL to the next write through the API", figure, "etcd's own and 1 s"
+        count = 60 if quick else 200
+        seconds = adoption(fleet, count)
+        yield f"agent SIGKILL with {count} tasks: start to the ends of the gap told", f"{seconds * 1000:.0f} ms", "under 2 s"
+    finally:
+        fleet.stop()
