@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,8 +13,8 @@ use muster_client::Client;
 use serde_json::{Value, json};
 
 use crate::evidence::Evidence;
-use crate::lab::Lab;
-use crate::process::{Process, wait_for};
+use crate::lab::{Lab, run};
+use crate::process::{Process, state};
 use crate::{PATIENCE, binary, mctl_binary};
 
 /// Where the API servers listen.
@@ -26,6 +27,10 @@ const LOG: &str = "info";
 /// How many of what.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    /// Members of etcd, called e1, e2, …; without any, the server keeps everything itself.
+    pub etcd: u8,
+    /// Servers, called s1, s2, …; more than one need etcd.
+    pub servers: u8,
     /// Agents, called a1, a2, ….
     pub agents: u8,
     /// CPUs that each agent offers.
@@ -34,9 +39,23 @@ pub struct Shape {
     pub gpus: u32,
 }
 
+impl Shape {
+    /// Three members of etcd, three servers, and so many agents.
+    pub fn highly_available(agents: u8) -> Shape {
+        Shape {
+            etcd: 3,
+            servers: 3,
+            agents,
+            ..Shape::default()
+        }
+    }
+}
+
 impl Default for Shape {
     fn default() -> Shape {
         Shape {
+            etcd: 0,
+            servers: 1,
             agents: 1,
             cpus: 64,
             gpus: 0,
@@ -53,7 +72,6 @@ pub struct Fleet {
     /// Its machines.
     pub lab: Lab,
     shape: Shape,
-    began: Instant,
     /// Whether the logs are of no interest.
     passed: bool,
 }
@@ -70,26 +88,21 @@ impl Fleet {
             evidence: Evidence::start(lab.home()),
             lab,
             shape,
-            began: Instant::now(),
             passed: false,
         };
-        for name in fleet.servers() {
-            let number = 20 + index(&name);
-            fleet.lab.add(&name, number)?;
+        for (names, first) in [(fleet.members(), 10), (fleet.servers(), 20), (fleet.agents(), 30)] {
+            for name in names {
+                fleet.lab.add(&name, first + index(&name))?;
+            }
         }
-        for name in fleet.agents() {
-            let number = 30 + index(&name);
-            fleet.lab.add(&name, number)?;
+        for name in fleet.members() {
+            fleet.start_member(&name, "new")?;
         }
         for name in fleet.servers() {
             fleet.start_server(&name)?;
-        }
-        for name in fleet.servers() {
             fleet.until_answers(&name).await?;
         }
         for name in fleet.agents() {
-            let invitation = fleet.invitation(&name).join("kubeconfig");
-            wait_for("the invitation of an agent", || invitation.exists().then_some(()))?;
             fleet.start_agent(&name)?;
         }
         for name in fleet.agents() {
@@ -98,9 +111,14 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// The names of the servers' hosts.
+    /// The names of the members of etcd and of their hosts.
+    pub fn members(&self) -> Vec<String> {
+        (1..=self.shape.etcd).map(|number| format!("e{number}")).collect()
+    }
+
+    /// The names of the servers and of their hosts.
     pub fn servers(&self) -> Vec<String> {
-        vec!["s1".to_owned()]
+        (1..=self.shape.servers).map(|number| format!("s{number}")).collect()
     }
 
     /// The names of the agents and of their hosts.
@@ -108,25 +126,121 @@ impl Fleet {
         (1..=self.shape.agents).map(|number| format!("a{number}")).collect()
     }
 
+    /// Where clients find a member of etcd.
+    pub fn member_url(&self, name: &str) -> String {
+        format!("http://{}:2379", self.lab.host(name).address)
+    }
+
+    /// Where a member of etcd keeps its data: not on a disk, because a scenario that wants a slow one makes it slow.
+    pub fn member_directory(&self, name: &str) -> PathBuf {
+        self.lab.fast().join(name)
+    }
+
+    /// Starts a member of etcd (again), with the timing of an etcd in one room.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_member(&mut self, name: &str, cluster: &str) -> Result<()> {
+        let peer = |name: &str| format!("http://{}:2380", self.lab.host(name).address);
+        let all: Vec<String> = self
+            .members()
+            .iter()
+            .map(|name| format!("{name}={}", peer(name)))
+            .collect();
+        let args = [
+            format!("--name={name}"),
+            format!("--data-dir={}", self.member_directory(name).display()),
+            format!("--listen-client-urls={}", self.member_url(name)),
+            format!("--advertise-client-urls={}", self.member_url(name)),
+            format!("--listen-peer-urls={}", peer(name)),
+            format!("--initial-advertise-peer-urls={}", peer(name)),
+            format!("--initial-cluster={}", all.join(",")),
+            format!("--initial-cluster-state={cluster}"),
+            "--heartbeat-interval=50".to_owned(),
+            "--election-timeout=400".to_owned(),
+            "--logger=zap".to_owned(),
+            "--log-level=warn".to_owned(),
+        ];
+        let process = self.lab.host(name).spawn("etcd", Path::new("etcd"), &args, &[])?;
+        self.processes.insert(process.name.clone(), process);
+        Ok(())
+    }
+
+    /// Runs etcdctl against these members.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub fn etcdctl(&self, members: &[&str], args: &[&str]) -> Result<String> {
+        let urls: Vec<String> = members.iter().map(|name| self.member_url(name)).collect();
+        let mut command = Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["--command-timeout=2s", "--dial-timeout=2s"]);
+        run(
+            command.arg(format!("--endpoints={}", urls.join(","))).args(args),
+            "etcd-client",
+        )
+    }
+
+    /// The member that leads etcd, among these.
+    pub fn etcd_leader(&self, members: &[&str]) -> Option<String> {
+        members.iter().map(|name| (*name).to_owned()).find(|name| {
+            let status = self
+                .etcdctl(&[name], &["endpoint", "status", "-w", "json"])
+                .unwrap_or_default();
+            let status: Value = serde_json::from_str(&status).unwrap_or_default();
+            let status = &status[0]["Status"];
+            let leader = status["leader"].as_u64();
+            leader.is_some() && leader == status["header"]["member_id"].as_u64()
+        })
+    }
+
     /// Starts the server of a host (again).
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start_server(&mut self, name: &str) -> Result<()> {
+        self.start_server_with(name, &[])
+    }
+
+    /// The same, with further arguments.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_server_with(&mut self, name: &str, more: &[&str]) -> Result<()> {
         let host = self.lab.host(name);
+        let data = host.directory().join("server");
         let mut args = vec![
             "server".to_owned(),
             format!("--log={LOG}"),
-            format!("--data-dir={}", host.directory().join("server").display()),
+            format!("--data-dir={}", data.display()),
             format!("--listen={}:{PORT}", host.address),
         ];
-        let agents = self.agents();
-        args.extend(
-            agents
-                .iter()
-                .map(|agent| format!("--agent={agent}={}", self.lab.host(agent).address)),
-        );
+        if self.shape.etcd > 0 {
+            let urls: Vec<String> = self.members().iter().map(|member| self.member_url(member)).collect();
+            args.extend([format!("--etcd={}", urls.join(",")), format!("--name={name}")]);
+            if name != "s1" && !data.exists() {
+                args.push(format!("--join={}", self.token(&["--server"])?));
+            }
+        }
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
         self.spawn(name, "server", &args)
+    }
+
+    /// A token with which one machine can join.
+    fn token(&self, args: &[&str]) -> Result<String> {
+        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig().display());
+        let mut command = Command::new(mctl_binary());
+        let printed = run(
+            command.args(["token", "create", &kubeconfig]).args(args),
+            "nothing more",
+        )?;
+        Ok(printed.trim().to_owned())
+    }
+
+    /// The administrator's configuration.
+    fn kubeconfig(&self) -> PathBuf {
+        self.lab.host("s1").directory().join("server/kubeconfig")
     }
 
     /// Starts the agent of a host (again).
@@ -135,33 +249,33 @@ impl Fleet {
     /// When it cannot be started.
     pub fn start_agent(&mut self, name: &str) -> Result<()> {
         let data = self.agent_directory(name);
-        self.run_agent(name, &self.invitation(name), &data)
+        self.run_agent(name, "agent", name, &data)
     }
 
-    /// What an agent joins with.
-    pub fn invitation(&self, agent: &str) -> PathBuf {
-        self.lab.host("s1").directory().join("server/join").join(agent)
-    }
-
-    /// Starts an agent on a host with an invitation and a data directory.
+    /// Starts an agent of this name on a host, as a process with a name and a data directory. It joins when it has not yet.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn run_agent(&mut self, host: &str, invitation: &Path, data: &Path) -> Result<()> {
+    pub fn run_agent(&mut self, host: &str, process: &str, name: &str, data: &Path) -> Result<()> {
+        let address = self.lab.host(host).address;
         let mut args = vec![
             "agent".to_owned(),
             format!("--log={LOG}"),
-            format!("--join={}", invitation.display()),
+            format!("--name={name}"),
             format!("--data-dir={}", data.display()),
-            format!("--listen={}:0", self.lab.host(host).address),
+            format!("--listen={address}:0"),
+            format!("--advertise={address}"),
             format!("--cpus={}", self.shape.cpus),
             "--memory=64Gi".to_owned(),
             "--disk=10Gi".to_owned(),
         ];
+        if !data.exists() {
+            args.push(format!("--join={}", self.token(&["--agent", name])?));
+        }
         if self.shape.gpus > 0 {
             args.push(format!("--gpus=sim:{}xH100", self.shape.gpus));
         }
-        self.spawn(host, "agent", &args)
+        self.spawn(host, process, &args)
     }
 
     /// Agents that are started from now on offer so many CPUs.
@@ -174,11 +288,12 @@ impl Fleet {
         self.lab.host(name).directory().join("agent")
     }
 
-    /// Adds the host c`number` with controllers that are called `identity`; whoever leads goes on to lead.
+    /// Adds the host c`number` with controllers that are called `identity` and lead for so many seconds without renewal; whoever leads
+    /// goes on to lead.
     ///
     /// # Errors
     /// When they cannot be started.
-    pub fn add_controllers(&mut self, number: u8, identity: &str) -> Result<()> {
+    pub fn add_controllers(&mut self, number: u8, identity: &str, ttl: u64) -> Result<()> {
         let name = format!("c{number}");
         self.lab.add(&name, 40 + number)?;
         let server = self.lab.host("s1").directory().join("server");
@@ -194,19 +309,20 @@ impl Fleet {
         let kubeconfig = kubeconfig.replace(&token(GROUP_MASTERS)?, &token(GROUP_CONTROLLERS)?);
         let path = self.lab.host(&name).directory().join("kubeconfig");
         std::fs::write(&path, kubeconfig)?;
-        self.start_controllers(&name, identity)
+        self.start_controllers(&name, identity, ttl)
     }
 
     /// Starts the controllers of a host (again).
     ///
     /// # Errors
     /// When they cannot be started.
-    pub fn start_controllers(&mut self, name: &str, identity: &str) -> Result<()> {
+    pub fn start_controllers(&mut self, name: &str, identity: &str, ttl: u64) -> Result<()> {
         let host = self.lab.host(name);
         let kubeconfig = host.directory().join("kubeconfig");
         let args = [
             format!("--kubeconfig={}", kubeconfig.display()),
             format!("--identity={identity}"),
+            format!("--lease-ttl={ttl}s"),
             format!("--log={LOG}"),
         ];
         let process = host.spawn("controllers", &binary("muster-controllers"), &args, &[])?;
@@ -245,23 +361,22 @@ impl Fleet {
     /// # Errors
     /// When there is no kubeconfig yet.
     pub async fn client(&self, server: &str) -> Result<Client> {
-        self.client_of(server, &self.lab.host("s1").directory().join("server/kubeconfig"))
-            .await
-    }
-
-    /// A client of the server on this host, as whom the agent speaks.
-    ///
-    /// # Errors
-    /// When there is no invitation.
-    pub async fn client_as_agent(&self, server: &str, agent: &str) -> Result<Client> {
-        self.client_of(server, &self.invitation(agent).join("kubeconfig")).await
-    }
-
-    async fn client_of(&self, server: &str, kubeconfig: &Path) -> Result<Client> {
-        let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig())?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         config.cluster_url = format!("https://{}:{PORT}", self.lab.host(server).address).parse()?;
         Ok(Client::from_config(config)?)
+    }
+
+    /// Clients of all servers.
+    ///
+    /// # Errors
+    /// When there is no kubeconfig yet.
+    pub async fn clients(&self) -> Result<Vec<Client>> {
+        let mut clients = Vec::new();
+        for server in self.servers() {
+            clients.push(self.client(&server).await?);
+        }
+        Ok(clients)
     }
 
     /// Waits until the control plane believes this of an agent, and, when it is reachable, until the agent says that it is ready.
@@ -284,14 +399,13 @@ impl Fleet {
         until(&what, PATIENCE, asked).await
     }
 
-    /// The first server that runs.
+    /// The first server that runs and does not stand still.
     pub fn first_server(&self) -> String {
-        self.servers().into_iter().next().unwrap_or_default()
-    }
-
-    /// Seconds since the fleet began, for messages.
-    pub fn age(&self) -> Duration {
-        self.began.elapsed()
+        let runs = |name: &String| {
+            let process = self.processes.get(&format!("{name}/server"));
+            process.is_some_and(|process| !matches!(state(process.pid()), None | Some('Z' | 'T')))
+        };
+        self.servers().into_iter().find(runs).unwrap_or_else(|| "s1".to_owned())
     }
 
     /// The scenario has passed: nothing is shown when the fleet ends.

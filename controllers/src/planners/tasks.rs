@@ -40,7 +40,12 @@ impl Planner for Tasks {
             } else if let Some((loser, why)) = loser(task, view) {
                 tracing::info!(task = loser.name(), why, "one of two is stopped");
                 let (id, version) = (Id::of(&loser.metadata), Version::of(&loser.metadata));
-                let patch = Action::patch(Kind::Task, &id, &version, json!({ "spec": { "desired": Desired::Killed } }));
+                let patch = Action::patch(
+                    Kind::Task,
+                    &id,
+                    &version,
+                    json!({ "spec": { "desired": Desired::Killed } }),
+                );
                 let (severity, why) = (Severity::Normal, why.to_owned());
                 let note = Note::about(Kind::Task, &loser.metadata, severity, "Superseded", why);
                 plan.write(Write::from(patch).telling(note));

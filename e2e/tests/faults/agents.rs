@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use muster_api::task_state::Phase;
-use muster_api::v1::{Reachability, Task, TaskReason};
+use muster_api::v1::{Agent, Reachability, Task, TaskReason};
 use muster_client::Preconditions;
 use muster_e2e::PATIENCE;
 use muster_e2e::evidence::{GATE, PROBE, open_gate, sandboxes};
@@ -285,14 +285,10 @@ fn s53_agent_deleted_under_its_tasks() {
     scenario(Shape::default(), async |world| {
         let tasks = gated(world, "left-", 2).await?;
         let path = "/apis/muster.dev/v1/agents/a1";
-        let before: Value = world
-            .client
-            .get::<muster_api::v1::Agent>(None, "a1")
-            .await
-            .map(|agent| json!(agent))?;
+        let before: Value = world.client.get::<Agent>(None, "a1").await.map(|agent| json!(agent))?;
         world.client.delete_at::<Value>(path, &Preconditions::default()).await?;
         let again = async || {
-            let agent: muster_api::v1::Agent = world.client.get(None, "a1").await.ok()?;
+            let agent: Agent = world.client.get(None, "a1").await.ok()?;
             (json!(agent.metadata.uid) != before["metadata"]["uid"]).then_some(())
         };
         until("the agent to join anew", PATIENCE, again).await?;
@@ -402,6 +398,48 @@ fn s66_machine_stood_still() {
                 open_gate(world.lab.home(), uid(task), 0)?;
             }
             world.until_phase("still-", 4, Phase::Finished).await.map(drop)
+        },
+    );
+}
+
+/// The session that an agent speaks in.
+async fn session(world: &World, agent: &str) -> Result<u64> {
+    let agent: Agent = world.client.get(None, agent).await?;
+    agent
+        .status
+        .and_then(|status| status.session)
+        .context("the agent has a session")
+}
+
+#[test]
+fn s52_agent_copied_to_another_machine() {
+    scenario(
+        Shape {
+            agents: 2,
+            ..Shape::default()
+        },
+        async |world| {
+            let tasks = gated(world, "kept-", 4).await?;
+            let before = session(world, "a1").await?;
+            let (from, to) = (
+                world.agent_directory("a1"),
+                world.lab.host("a2").directory().join("stolen"),
+            );
+            world.lab.host("a2").run("mkdir", &[&to.to_string_lossy()])?;
+            // Everything but what runs: who it is, and what it shows to the servers.
+            let copy = "cd \"$0\" && tar c --exclude=runtime . | tar x -C \"$1\"";
+            world
+                .lab
+                .host("a2")
+                .run("sh", &["-c", copy, &from.to_string_lossy(), &to.to_string_lossy()])?;
+            world.run_agent("a2", "copy", "a1", &to)?;
+            lasting(Duration::from_secs(20)).await;
+            let after = session(world, "a1").await?;
+            ensure!(after == before, "a copy took the session of the first");
+            for task in &tasks {
+                open_gate(world.lab.home(), uid(task), 0)?;
+            }
+            world.until_phase("kept-", 4, Phase::Finished).await.map(drop)
         },
     );
 }

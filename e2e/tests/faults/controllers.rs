@@ -25,7 +25,7 @@ fn s01_leader_killed_idle_and_under_load() {
         ..Shape::default()
     };
     scenario(shape, async |world| {
-        world.controllers_apart(&["c1", "c2"]).await?;
+        world.controllers_apart(&["c1", "c2"], TTL).await?;
         world.framework("ext", 1).await?;
         let offer = world.offer("ext", &BTreeSet::new()).await?;
         let load = Load::start(world, vec![world.client.clone()], PACE);
@@ -54,7 +54,7 @@ fn s01_leader_killed_idle_and_under_load() {
 #[test]
 fn s02_leader_stopped_for_longer_than_its_lease() {
     scenario(Shape::default(), async |world| {
-        world.controllers_apart(&["c1", "c2"]).await?;
+        world.controllers_apart(&["c1", "c2"], TTL).await?;
         let load = Load::start(world, vec![world.client.clone()], PACE);
         load.more(2).await?;
         let (stale, _) = world.leader().await?;
@@ -93,12 +93,14 @@ async fn late_writes_are_refused(world: &World, stale: u64) -> Result<()> {
 #[test]
 fn s03_leader_stopped_for_less_than_its_lease() {
     scenario(Shape::default(), async |world| {
-        world.controllers_apart(&["c1", "c2"]).await?;
+        // Long enough that a machine that is busy with something else does not end it.
+        let ttl = TTL * 4;
+        world.controllers_apart(&["c1", "c2"], ttl).await?;
         let load = Load::start(world, vec![world.client.clone()], PACE);
         let (fence, _) = world.leader().await?;
-        for _ in 0..5 {
+        for _ in 0..4 {
             world.process("c1/controllers").pause()?;
-            lasting(TTL / 6).await;
+            lasting(TTL / 2).await;
             world.process("c1/controllers").resume()?;
             load.more(2).await?;
         }
@@ -115,7 +117,7 @@ fn s03_leader_stopped_for_less_than_its_lease() {
 #[test]
 fn s04_leader_cut_off_from_the_server() {
     scenario(Shape::default(), async |world| {
-        world.controllers_apart(&["c1", "c2"]).await?;
+        world.controllers_apart(&["c1", "c2"], TTL).await?;
         let load = Load::start(world, vec![world.client.clone()], PACE);
         load.more(2).await?;
         let (fence, _) = world.leader().await?;
@@ -143,7 +145,7 @@ fn s04_leader_cut_off_from_the_server() {
 #[test]
 fn s06_two_leaders_of_one_identity() {
     scenario(Shape::default(), async |world| {
-        world.controllers_apart(&["twin", "twin"]).await?;
+        world.controllers_apart(&["twin", "twin"], TTL).await?;
         let load = Load::start(world, vec![world.client.clone()], PACE);
         load.more(10).await?;
         world.process("c1/controllers").pause()?;
@@ -158,7 +160,7 @@ fn s06_two_leaders_of_one_identity() {
 #[test]
 fn s08_lease_deleted_under_a_healthy_leader() {
     scenario(Shape::default(), async |world| {
-        world.controllers_apart(&["c1", "c2"]).await?;
+        world.controllers_apart(&["c1", "c2"], TTL).await?;
         let load = Load::start(world, vec![world.client.clone()], PACE);
         load.more(2).await?;
         let (fence, _) = world.leader().await?;
@@ -182,7 +184,7 @@ fn s08_lease_deleted_under_a_healthy_leader() {
 #[test]
 fn s09_leadership_goes_to_and_fro() {
     scenario(Shape::default(), async |world| {
-        world.controllers_apart(&["c1", "c2"]).await?;
+        world.controllers_apart(&["c1", "c2"], TTL).await?;
         let load = Load::start(world, vec![world.client.clone()], PACE);
         let mut holders = BTreeSet::new();
         for _ in 0..25 {
@@ -199,24 +201,19 @@ fn s09_leadership_goes_to_and_fro() {
 #[test]
 fn s10_leader_told_to_stop() {
     scenario(Shape::default(), async |world| {
-        world.controllers_apart(&["c1", "c2"]).await?;
+        world.controllers_apart(&["c1", "c2"], TTL).await?;
         let (first, _) = world.leader().await?;
         let told = Instant::now();
         let ended = world.process("c1/controllers").terminate()?;
         ensure!(ended.success(), "it ended with {ended}");
-        let (second, holder) = world.next_leader(first).await?;
+        let (second, _) = world.next_leader(first).await?;
         ensure!(
             told.elapsed() < TTL,
             "the lease is given back and not waited for: {:?}",
             told.elapsed()
         );
         // One that does not lead any more must not give back what is another's.
-        let name = if holder == "c2" { "c2/controllers" } else { "s1/server" };
-        ensure!(
-            name == "c2/controllers" || holder.starts_with("controllers-"),
-            "{holder}"
-        );
-        world.start_controllers("c1", "c1")?;
+        world.start_controllers("c1", "c1", TTL.as_secs())?;
         world.make_lead("c1").await?;
         let (stale, _) = world.leader().await?;
         ensure!(stale > second, "leadership is new each time");

@@ -8,9 +8,11 @@
 
 mod agents;
 mod controllers;
+mod etcd;
 mod network;
 mod offers;
 mod server;
+mod servers;
 mod story;
 mod tape;
 mod world;

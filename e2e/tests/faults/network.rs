@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use muster_api::task_state::Phase;
-use muster_api::v1::{Reachability, Task};
+use muster_api::v1::{Agent, Reachability, Task};
+use muster_client::Patch;
+use muster_e2e::PATIENCE;
 use muster_e2e::evidence::{GATE, PROBE, open_gate};
-use muster_e2e::fleet::Shape;
-use serde_json::json;
+use muster_e2e::fleet::{Shape, until};
+use serde_json::{Value, json};
 
 use crate::world::{World, lasting, scenario};
 
@@ -202,17 +204,90 @@ fn s51_all_agents_cut_off_at_once() {
         },
         async |world| {
             let tasks = gated(world, 6).await?;
+            let mut hasty = unreachable("hasty", json!({ "policy": "ReplaceAfter", "after": "10s" }));
+            hasty["metadata"]["name"] = json!("task-hasty");
+            let hasty = world.submit(hasty).await?;
+            world.until_phase("task-hasty", 1, Phase::Running).await?;
             world.lab.partition(&["a1", "a2", "a3"], &["s1"])?;
             for agent in world.agents() {
                 world.until_reachability(&agent, Reachability::Unknown).await?;
             }
-            lasting(Duration::from_secs(5)).await;
+            lasting(Duration::from_secs(13)).await;
             ensure!(
                 world.tape.tasks().iter().all(|task| task.phase() == Phase::Running),
                 "a dead switch ends no task"
             );
+            ensure!(
+                world.tape.tasks().len() == 7,
+                "when all are lost at once, nothing is replaced"
+            );
             world.heal()?;
+            world.until_reachability("a1", Reachability::Reachable).await?;
+            let tasks: Vec<Task> = tasks.into_iter().chain([hasty]).collect();
             goes_on(world, &tasks).await
+        },
+    );
+}
+
+/// A task for which somebody has said what becomes of it when its agent is lost.
+fn unreachable(name: &str, policy: Value) -> Value {
+    let mut body = muster_e2e::fleet::task(name, &format!("{PROBE}{GATE}"));
+    body["spec"]["unreachable"] = policy;
+    body
+}
+
+#[test]
+fn s46_agent_cut_off_and_each_task_as_it_asked_for() {
+    scenario(
+        Shape {
+            agents: 2,
+            ..Shape::default()
+        },
+        async |world| {
+            let schedulable = |yes: bool| Patch::Merge(json!({ "spec": { "unschedulable": !yes } }));
+            world.client.patch::<Agent>(None, "a2", &schedulable(false)).await?;
+            let waits = world.submit(unreachable("waits", json!({ "policy": "Wait" }))).await?;
+            let ends = world
+                .submit(unreachable("ends", json!({ "policy": "SelfFence", "after": "20s" })))
+                .await?;
+            let moves = world
+                .submit(unreachable(
+                    "moves",
+                    json!({ "policy": "ReplaceAfter", "after": "10s" }),
+                ))
+                .await?;
+            world.until_phase("", 3, Phase::Running).await?;
+            world.client.patch::<Agent>(None, "a2", &schedulable(true)).await?;
+            world.lab.partition(&["a1"], &["s1"])?;
+            world
+                .until_tasks("", 1, "the replacement", |task| {
+                    task.agent() == Some("a2") && task.phase() == Phase::Running
+                })
+                .await?;
+            ensure!(world.evidence.process_of(uid(&waits)).is_some(), "what waits runs on");
+            world.until_phase("ends", 1, Phase::Gone).await?;
+            ensure!(world.evidence.process_of(uid(&ends)).is_none(), "it is Gone, but runs");
+            let phase = |of: &Task| {
+                world
+                    .tape
+                    .tasks()
+                    .iter()
+                    .find(|task| uid(task) == uid(of))
+                    .map(Task::phase)
+            };
+            ensure!(
+                phase(&waits) == Some(Phase::Running) && phase(&moves) == Some(Phase::Running),
+                "nothing was proved of them"
+            );
+            world.heal()?;
+            let killed = async || (phase(&moves) == Some(Phase::Killed)).then_some(());
+            until("the original to make way for its replacement", PATIENCE, killed).await?;
+            for task in world.tape.tasks().iter().filter(|task| task.phase() == Phase::Running) {
+                open_gate(world.lab.home(), uid(task), 0)?;
+            }
+            world.until_phase("", 2, Phase::Finished).await?;
+            ensure!(phase(&ends) == Some(Phase::Gone), "what is Gone stays Gone");
+            Ok(())
         },
     );
 }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::future::join_all;
+use http::Method;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Offer, OfferPhase, Task};
 use muster_api::wire::{AcceptRequest, AcceptResult};
-use muster_client::{Client, Error, Fence};
+use muster_client::{Call, Client, Error, Fence};
 use muster_e2e::PATIENCE;
 use muster_e2e::fleet::{Fleet, Shape, TASKS, task, until};
 use muster_e2e::lab::Lab;
@@ -256,10 +257,32 @@ impl World {
         until("a leader", PATIENCE, async || self.tape.leader()).await
     }
 
+    /// The member that leads etcd, among those that can be asked.
+    pub(crate) async fn etcd_leader(&self, among: &[&str]) -> Result<String> {
+        until("etcd to have a leader", PATIENCE, async || {
+            self.fleet.etcd_leader(among)
+        })
+        .await
+    }
+
+    /// The server whose controllers lead: whose log says so last.
+    pub(crate) async fn leading_server(&mut self) -> Result<String> {
+        let (fence, _) = self.leader().await?;
+        let line = format!("leading fence=muster-system/muster-controllers@{fence} ");
+        let servers = self.servers();
+        let leads = async || {
+            servers
+                .iter()
+                .find(|name| self.process(&format!("{name}/server")).log().contains(&line))
+                .cloned()
+        };
+        until("the log of the leader", PATIENCE, leads).await
+    }
+
     /// Adds hosts with controllers of their own, c1, c2, …, and has the first of them lead.
-    pub(crate) async fn controllers_apart(&mut self, identities: &[&str]) -> Result<()> {
+    pub(crate) async fn controllers_apart(&mut self, identities: &[&str], ttl: Duration) -> Result<()> {
         for (index, identity) in identities.iter().enumerate() {
-            self.add_controllers(u8::try_from(index + 1)?, identity)?;
+            self.add_controllers(u8::try_from(index + 1)?, identity, ttl.as_secs())?;
         }
         self.make_lead(identities.first().context("no controllers")?).await
     }
@@ -322,6 +345,11 @@ pub(crate) async fn accept(
     client
         .accept("default", offer.metadata.name.as_deref().unwrap_or_default(), &request)
         .await
+}
+
+/// What a server answers to a GET.
+pub(crate) async fn read(client: &Client, path: &str) -> Result<Value, Error> {
+    client.call(Call::new(Method::GET, path.to_owned(), "an answer")).await
 }
 
 /// Has a framework's offers accepted by these clients at once, again and again, until so many were. Exactly one wins each, unless the
