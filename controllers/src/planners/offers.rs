@@ -120,7 +120,7 @@ fn wait_for_limits(view: &View, agents: &mut BTreeMap<&str, AgentChanges>) {
             role.strip_prefix(*limit)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        limited.iter().any(|limit| below(&limit))
+        limited.iter().any(|limit| below(limit))
     };
     for (agent, changes) in agents
         .iter_mut()
