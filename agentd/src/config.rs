@@ -18,7 +18,7 @@ use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::v1::{AgentCapacity, Versions};
 use muster_client::Client;
 use muster_client::kube::config::{KubeConfigOptions, Kubeconfig};
-use muster_runtime::{ProcessRuntime, Runtime, process};
+use muster_runtime::{Images, ProcessRuntime, Runtime, process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Where the agent keeps who it is, and its containers.
     #[arg(long, default_value = "/var/lib/muster/agent", value_name = "PATH")]
     data_dir: PathBuf,
+    /// Where the images of tasks are, as `mctl image import` leaves them. Default: images below --data-dir.
+    #[arg(long, value_name = "PATH")]
+    images: Option<PathBuf>,
     /// What runs the tasks.
     #[arg(long, value_enum, default_value = "process")]
     runtime: RuntimeKind,
@@ -160,6 +163,7 @@ impl Args {
         let RuntimeKind::Process = self.runtime;
         let runtime = ProcessRuntime::new(process::Config {
             hidden: self.secrets(),
+            images: Images::new(self.images()?),
             ..process::Config::new(self.data_dir.join("runtime"))
         })?;
         let config = Config {
@@ -185,6 +189,11 @@ impl Args {
             config,
             _claim: claim,
         })
+    }
+
+    fn images(&self) -> anyhow::Result<PathBuf> {
+        let given = self.images.clone().unwrap_or_else(|| self.data_dir.join("images"));
+        std::path::absolute(&given).with_context(|| format!("--images {}", given.display()))
     }
 
     /// What tasks must not see although they run on the machine's own root.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use muster_api::image::ImageReference;
 use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::v1::{Signal, Task, Unreachable, UnreachablePolicy};
 use muster_runtime::{Container, ContainerId, ContainerSpec, Fence, Limits, Rootfs, Stop, User};
@@ -57,12 +58,23 @@ pub fn container_spec(
         uid: user.uid,
         gid: user.gid.unwrap_or(user.uid),
     });
+    let (argv, rootfs) = match &task.spec.image {
+        None => ([task.spec.command.as_slice(), &task.spec.args].concat(), Rootfs::Host),
+        Some(image) => {
+            // Validation has seen it; what it would refuse, the runtime does not find.
+            let name = image
+                .parse::<ImageReference>()
+                .map_or_else(|_| image.clone(), |image| image.to_string());
+            let args = task.spec.args.clone();
+            (task.spec.command.clone(), Rootfs::Image { name, args })
+        }
+    };
     let mut spec = ContainerSpec {
-        argv: [task.spec.command.as_slice(), &task.spec.args].concat(),
+        argv,
         env: environment(task, attempt, agent),
         working_dir: task.spec.working_dir.as_ref().map(Into::into),
         user,
-        rootfs: Rootfs::Host,
+        rootfs,
         mounts: Vec::new(),
         devices: Vec::new(),
         limits: Limits {
@@ -206,6 +218,21 @@ mod tests {
         assert_eq!(spec.limits.memory_bytes, Some(64 << 20));
         assert_eq!(spec.limits.pids, Some(PIDS_MAX));
         assert_eq!(spec.labels[LABEL_DEVICES], "GPU-sim-a1-01");
+        assert!(spec.check().is_ok());
+    }
+
+    #[test]
+    fn an_image_is_named_in_full_and_its_arguments_stay_apart() {
+        let mut task = bound("t1");
+        task.spec.image = Some("registry:5000/team/app".to_owned());
+        task.spec.command = Vec::new();
+        task.spec.args = vec!["--fast".to_owned()];
+        let spec = container_spec(&task, 1, "a1", &NoDevices).expect("no devices");
+        let rootfs = Rootfs::Image {
+            name: "registry:5000/team/app:latest".to_owned(),
+            args: vec!["--fast".to_owned()],
+        };
+        assert_eq!((spec.argv.as_slice(), &spec.rootfs), (&[] as &[String], &rootfs));
         assert!(spec.check().is_ok());
     }
 

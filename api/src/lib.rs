@@ -8,6 +8,7 @@
 pub mod device;
 pub mod duration;
 pub mod env;
+pub mod image;
 pub mod join;
 pub mod names;
 pub mod ports;

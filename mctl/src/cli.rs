@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use muster_api::image::ImageReference;
 
 use crate::commands::token::TokenCommand;
 use crate::dev::args::{AgentArgs, DevArgs, ServerArgs};
@@ -89,6 +90,9 @@ pub enum Command {
     Events(EventsArgs),
     /// Show which kinds there are.
     ApiResources(ApiResourcesArgs),
+    /// Import, list and delete the images that tasks on this machine run from.
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Make, show and delete the tokens that machines join with.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -329,8 +333,11 @@ pub struct RunArgs {
     /// yaml or json, with --dry-run or --detach.
     #[arg(short = 'o', long, value_name = "FORMAT")]
     pub output: Option<String>,
-    /// The command and its arguments.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// The image whose files the command sees; it must have been imported on the agent (`mctl image import`).
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// The command and its arguments. Without it, an image runs what it says itself.
+    #[arg(last = true, required_unless_present = "image", value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
@@ -428,6 +435,38 @@ pub enum ConfigCommand {
     },
     /// Print the configuration, without secrets.
     View,
+}
+
+/// `mctl image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Unpack an image into the directory of images of this machine's agent.
+    Import {
+        /// An OCI layout (a directory, or a tar archive of one), or what `docker save` wrote.
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// What tasks call it, such as busybox:1.36.
+        #[arg(long, value_name = "NAME", value_parser = crate::commands::image::reference)]
+        tag: ImageReference,
+        /// The directory of images [default: ~/.local/share/muster/images, that of `mctl dev`].
+        #[arg(long, value_name = "DIRECTORY")]
+        images: Option<PathBuf>,
+    },
+    /// Show which images are here.
+    List {
+        /// The directory of images [default: ~/.local/share/muster/images, that of `mctl dev`].
+        #[arg(long, value_name = "DIRECTORY")]
+        images: Option<PathBuf>,
+    },
+    /// Delete an image that nobody runs from.
+    Delete {
+        /// Its name.
+        #[arg(value_name = "NAME", value_parser = crate::commands::image::reference)]
+        name: ImageReference,
+        /// The directory of images [default: ~/.local/share/muster/images, that of `mctl dev`].
+        #[arg(long, value_name = "DIRECTORY")]
+        images: Option<PathBuf>,
+    },
 }
 
 /// `mctl version`.

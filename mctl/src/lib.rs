@@ -47,6 +47,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Completion(args) => Ok(completion(args.shell)),
         Command::Config(command) => commands::config::run(&cli.global, command, &mut terminal),
+        Command::Image(command) => commands::image::run(command, &mut terminal),
         Command::Dev(args) => cluster().and_then(|runtime| runtime.block_on(dev::dev(*args, &mut terminal))),
         Command::Server(args) => cluster().and_then(|runtime| runtime.block_on(dev::server(*args, &mut terminal))),
         Command::Agent(args) => cluster().and_then(|runtime| runtime.block_on(dev::agent(*args, &mut terminal))),
@@ -109,7 +110,12 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Dev(_) | Command::Server(_) | Command::Agent(_) => {
             Err(Failure::new("this build has no cluster in it"))
         }
-        Command::Backup(_) | Command::Store(_) | Command::Completion(_) | Command::Config(_) | Command::Version(_) => {
+        Command::Backup(_)
+        | Command::Store(_)
+        | Command::Completion(_)
+        | Command::Config(_)
+        | Command::Image(_)
+        | Command::Version(_) => {
             unreachable!("they are dispatched before a cluster is looked for")
         }
     }

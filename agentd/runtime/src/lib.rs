@@ -9,6 +9,7 @@
 
 pub mod conformance;
 pub mod fake;
+pub mod images;
 pub mod limits;
 pub mod process;
 pub mod spec;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 pub use fake::FakeRuntime;
+pub use images::Images;
 pub use process::ProcessRuntime;
 pub use types::{
     Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, Labels, Limits, LogChunk,

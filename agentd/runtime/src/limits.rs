@@ -37,3 +37,15 @@ pub const LOG_BYTES_MIN: u64 = 2 * LOG_LINE_BYTES as u64;
 
 /// Where a command is looked for when its environment has no `PATH`.
 pub const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The most bytes of one image, unpacked: the largest images of machine learning are some 40 GiB.
+pub const IMAGE_BYTES: u64 = 128 << 30;
+
+/// The most files, directories and links of one image: large ones have half a million.
+pub const IMAGE_FILES: usize = 4_000_000;
+
+/// The most layers of one image: overlay file systems, which made this bound, take 128.
+pub const IMAGE_LAYERS: usize = 128;
+
+/// The most bytes of a manifest or a configuration: what registries take.
+pub const IMAGE_DOCUMENT_BYTES: u64 = 4 << 20;

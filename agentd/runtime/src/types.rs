@@ -39,13 +39,13 @@ impl fmt::Display for ContainerId {
 /// Everything a container is made from. Equal specs make equal containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
-    /// The command and its arguments; never empty. The first is looked up in the container's `PATH`.
+    /// The command and its arguments; empty only when an image knows one. The first is looked up in the container's `PATH`.
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
-    /// Where the command starts, inside the container. Without it, the sandbox directory.
+    /// Where the command starts, inside the container. Without it, where the image says, or the sandbox directory.
     pub working_dir: Option<PathBuf>,
-    /// Who the command runs as. Without it, root of the container (with no capability).
+    /// Who the command runs as. Without it, who the image says, or root of the container (with no capability).
     pub user: Option<User>,
     /// What the command sees as `/`.
     pub rootfs: Rootfs,
@@ -66,12 +66,18 @@ impl ContainerSpec {
     /// [`Error::Invalid`]: no command, a word with a NUL in it, a path that is not absolute or climbs with `..`.
     pub fn check(&self) -> Result<(), Error> {
         let invalid = |what: &str| Err(Error::Invalid(what.to_owned()));
-        if self.argv.first().is_none_or(String::is_empty) {
+        let by_image = matches!(self.rootfs, Rootfs::Image { .. });
+        if self.argv.first().map_or(!by_image, String::is_empty) {
             return invalid("there is no command");
         }
+        let more: &[String] = match &self.rootfs {
+            Rootfs::Image { args, .. } => args,
+            Rootfs::Host | Rootfs::Directory(_) => &[],
+        };
         if self
             .argv
             .iter()
+            .chain(more)
             .chain(self.env.values())
             .any(|word| word.contains('\0'))
         {
@@ -85,7 +91,7 @@ impl ContainerSpec {
             return invalid("the name of a variable is empty or contains '='");
         }
         let rootfs = match &self.rootfs {
-            Rootfs::Host => None,
+            Rootfs::Host | Rootfs::Image { .. } => None,
             Rootfs::Directory(path) => Some(path),
         };
         let mounts = self.mounts.iter().flat_map(|mount| [&mount.source, &mount.target]);
@@ -110,6 +116,14 @@ pub enum Rootfs {
     Host,
     /// An unpacked image, shared and read-only underneath, with a private writable layer on top.
     Directory(PathBuf),
+    /// An image that the runtime finds by its name, used like a directory. What the container does not say, the image does: its command,
+    /// environment, working directory and user.
+    Image {
+        /// Its name.
+        name: String,
+        /// Follows `argv`. When that is empty these take the place of the image's own arguments.
+        args: Vec<String>,
+    },
 }
 
 /// A numeric user.
@@ -325,6 +339,9 @@ pub enum Error {
     /// The container runs, so it cannot be removed.
     #[error("container {0} is running")]
     Running(ContainerId),
+    /// The runtime has no image of this name; says where it looked and what to do.
+    #[error("{0}")]
+    ImageNotFound(String),
     /// The spec cannot be made real; trying again does not help.
     #[error("invalid container: {0}")]
     Invalid(String),

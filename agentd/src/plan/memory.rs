@@ -28,6 +28,8 @@ pub enum Verb {
 pub struct Failure {
     /// Whether trying again is useless.
     pub invalid: bool,
+    /// Whether it is useless because the image is not here.
+    pub no_image: bool,
     /// How often, in a row.
     pub count: u32,
     /// Since when.
@@ -87,7 +89,8 @@ impl Memory {
                     .saturating_mul(1 << count.saturating_sub(1).min(16))
                     .min(RETRY_MAX);
                 let failure = Failure {
-                    invalid: matches!(error, Error::Invalid(_)),
+                    invalid: matches!(error, Error::Invalid(_) | Error::ImageNotFound(_)),
+                    no_image: matches!(error, Error::ImageNotFound(_)),
                     count,
                     since: before.map_or(now, |before| before.since),
                     retry_at: after(now, wait),

@@ -8,7 +8,7 @@ use muster_api::v1::{Desired, Task, TaskReason, TaskStatus};
 use muster_runtime::{Container, ContainerId, State};
 
 use super::memory::after;
-use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier};
+use super::{Action, Failure, Held, PlanInput, Report, TaskPlan, Verb, earlier};
 use crate::limits::{CONTAINERS_KEPT, START_PATIENCE};
 use crate::restart::{self, Decision};
 use crate::spec::{self, container_id, container_spec};
@@ -54,6 +54,15 @@ enum Latest {
     Running(ContainerId),
     /// It is over.
     Ended(Ended),
+}
+
+/// Why a task ends whose container the runtime refuses to make.
+fn refusal(failure: &Failure) -> TaskReason {
+    if failure.no_image {
+        TaskReason::ImageNotFound
+    } else {
+        TaskReason::LaunchFailed
+    }
 }
 
 struct Case<'a> {
@@ -198,7 +207,11 @@ impl Case<'_> {
         }
         let failure = self.input.memory.failure(&id, Verb::Create).cloned();
         match &failure {
-            Some(failure) if failure.invalid => return self.end(impossible(failure.message.clone()), self.now_ms()),
+            Some(failure) if failure.invalid => {
+                let mut outcome = impossible(failure.message.clone());
+                outcome.reason = refusal(failure);
+                return self.end(outcome, self.now_ms());
+            }
             Some(failure) if after(failure.since, START_PATIENCE) <= self.input.now => {
                 let message = format!(
                     "not started: the runtime failed {} times: {}",
@@ -306,7 +319,7 @@ impl Case<'_> {
         if let Some(message) = refused {
             let outcome = Outcome {
                 phase: Phase::Failed,
-                reason: TaskReason::LaunchFailed,
+                reason: failure.as_ref().map_or(TaskReason::LaunchFailed, refusal),
                 message: format!("attempt {number} could not be started: {message}"),
             };
             return self.end(outcome, ended.finished_ms);

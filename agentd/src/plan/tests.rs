@@ -453,6 +453,14 @@ fn what_can_never_be_run_is_an_error_at_once() {
 }
 
 #[test]
+fn an_image_that_is_not_here_is_told_apart() {
+    let mut scene = Scene::at(Phase::Starting, |task| task.spec.image = Some("a:1".to_owned()));
+    fail(&mut scene, &Error::ImageNotFound("import it".to_owned()));
+    let plan = scene.check(&[], Some((Phase::Error, TaskReason::ImageNotFound)));
+    assert_eq!(said(&plan).expect("it is said").message, "import it");
+}
+
+#[test]
 fn a_failing_runtime_is_tried_again_for_a_while_then_the_task_is_given_back() {
     let full = Error::System {
         context: "mkdir".to_owned(),

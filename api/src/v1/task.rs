@@ -63,20 +63,26 @@ pub struct TaskSpec {
     /// The name of an open offer to accept for this task when it is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offer: Option<String>,
-    /// The command and its first arguments. It runs on the agent's own root, read-only and isolated.
+    /// The image whose files the command sees, such as `busybox:1.36`: it must have been imported on the agent with `mctl image import`.
+    /// The image itself is never changed; what the task writes is its own and goes with it. Without an image the command runs on the
+    /// agent's own root, read-only and isolated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The command and its first arguments. Default: the image's entrypoint; required without an image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// More arguments.
+    /// More arguments. Without `command`, they take the place of the image's own arguments; with it, the image's are not used at all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Environment variables. `MUSTER_TASK`, `MUSTER_NAMESPACE`, `MUSTER_AGENT` and `MUSTER_SANDBOX` are set too, and `MUSTER_FENCE`:
-    /// `<uid>@<attempt>@<binding>`, whose last number is higher for a replacement than for what it replaces.
+    /// Environment variables; they win over the image's. `MUSTER_TASK`, `MUSTER_NAMESPACE`, `MUSTER_AGENT` and `MUSTER_SANDBOX` are set too,
+    /// and `MUSTER_FENCE`: `<uid>@<attempt>@<binding>`, whose last number is higher for a replacement than for what it replaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<EnvVar>,
-    /// Where the command starts. Default: the task's sandbox.
+    /// Where the command starts. Default: where the image says, or the task's sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
-    /// Who the command runs as. Default: root of the container, without capabilities.
+    /// Who the command runs as. Default: who the image says, or root of the container, without capabilities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
     /// What the task is charged for and gets.
@@ -381,6 +387,8 @@ pub enum TaskReason {
     OutOfMemory,
     /// Failed or Error: the command could not be run.
     LaunchFailed,
+    /// Error, or Failed when it was run before: the agent does not have the task's image.
+    ImageNotFound,
     /// Failed: its container disappeared; how it ended is not known.
     ContainerVanished,
     /// Error: its description is impossible.

@@ -7,6 +7,7 @@ use super::task::{Desired, Operator, RestartPolicy, Task, TaskSpec};
 use super::unreachable::{Unreachable, UnreachablePolicy};
 use crate::device::GpuSelector;
 use crate::duration::Span;
+use crate::image::image_problem;
 use crate::names;
 use crate::ports::PortRequest;
 use crate::quantity::{ByteSize, Scalar};
@@ -61,11 +62,18 @@ impl Task {
     }
 
     fn validate_command(&self, violations: &mut Violations, spec: &FieldPath) {
-        if self.spec.command.first().is_none_or(String::is_empty) {
-            violations.required(
-                &spec.field("command"),
-                "what shall run, such as [\"sh\", \"-c\", \"echo hello\"]",
-            );
+        match (&self.spec.image, self.spec.command.first()) {
+            (None, None) => {
+                let why = "what shall run, such as [\"sh\", \"-c\", \"echo hello\"]; only an image can know it";
+                violations.required(&spec.field("command"), why);
+            }
+            (_, Some(word)) if word.is_empty() => {
+                violations.required(&spec.field("command").index(0), "the name of what shall run");
+            }
+            _ => {}
+        }
+        if let Some(image) = &self.spec.image {
+            violations.check(&spec.field("image"), image, image_problem(image));
         }
         let parts = [("command", &self.spec.command), ("args", &self.spec.args)];
         for (name, words) in parts {

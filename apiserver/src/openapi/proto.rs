@@ -299,7 +299,7 @@ mod tests {
         let kind: Value = serde_json::from_slice(one(named(task, 31, "x-kubernetes-group-version-kind"), 2)).unwrap();
         assert_eq!(kind[0]["kind"], "Task");
         let spec = named(one(task, 25), 1, "spec");
-        assert_eq!(one(spec, 19), b"command");
+        assert_eq!(one(named(one(spec, 25), 1, "user"), 19), b"uid");
         let command = named(one(spec, 25), 1, "command");
         assert_eq!(one(one(command, 22), 1), b"array");
         assert_eq!(one(one(one(one(command, 23), 1), 22), 1), b"string");

@@ -107,7 +107,7 @@ mod tests {
         let mixed = cpus["$ref"].as_str().unwrap().strip_prefix('#').unwrap();
         assert_eq!(document.pointer(mixed).unwrap()["type"], "string");
         assert!(cpus["description"].is_string());
-        assert_eq!(spec["required"], json!(["command"]));
+        assert_eq!(spec["properties"]["user"]["required"], json!(["uid"]));
         let patch = &document["paths"]["/apis/muster.dev/v1/namespaces/{namespace}/tasks/{name}"]["patch"];
         assert!(
             patch["parameters"]

@@ -98,7 +98,10 @@ fn wrong_types_are_told_in_the_words_of_kubernetes() {
 #[test]
 fn what_is_missing_out_of_range_or_there_twice_is_told() {
     assert_eq!(problems(json!({"metadata": {}})), ["spec: Required value"]);
-    assert_eq!(problems(json!({"spec": {}})), ["spec.command: Required value"]);
+    assert_eq!(
+        problems(json!({"spec": {"user": {}}})),
+        ["spec.user.uid: Required value"]
+    );
     let task = with_spec(json!({
         "restartPolicy": "never",
         "priority": 3_000_000_000_u64,
@@ -124,9 +127,10 @@ fn what_is_missing_out_of_range_or_there_twice_is_told() {
 
 #[test]
 fn null_stands_for_a_field_that_is_not_there() {
-    let mut task = with_spec(json!({"priority": null, "command": null, "role": null, "resources": {"cpus": null}}));
+    let mut task =
+        with_spec(json!({"priority": null, "user": {"uid": null}, "role": null, "resources": {"cpus": null}}));
     task["metadata"]["creationTimestamp"] = Value::Null;
-    assert_eq!(problems(task.clone()), ["spec.command: Required value"]);
+    assert_eq!(problems(task.clone()), ["spec.user.uid: Required value"]);
     check(&kind("Task"), &mut task);
     assert_eq!(task["spec"]["priority"], 0, "the default comes in its place");
     assert_eq!(task["spec"]["role"], Value::Null, "where null is allowed it stays");

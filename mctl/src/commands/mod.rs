@@ -11,6 +11,7 @@ pub mod diff;
 pub mod events;
 pub mod get;
 pub mod gone;
+pub mod image;
 pub mod live;
 pub mod logs;
 pub mod run;

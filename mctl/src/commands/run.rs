@@ -188,7 +188,13 @@ fn task(args: &RunArgs, namespace: &str) -> Outcome<Value> {
     if let Some(ports) = args.ports {
         resources.insert("ports".to_owned(), json!(ports));
     }
-    let mut spec = json!({"command": args.command, "resources": resources, "restartPolicy": args.restart});
+    let mut spec = json!({"resources": resources, "restartPolicy": args.restart});
+    if !args.command.is_empty() {
+        spec["command"] = json!(args.command);
+    }
+    if let Some(image) = &args.image {
+        spec["image"] = json!(image);
+    }
     if let Some(role) = &args.role {
         spec["role"] = json!(role);
     }
@@ -238,6 +244,7 @@ fn flag(path: &str) -> String {
         "spec.role" => "--role",
         "spec.deadline" => "--deadline",
         "spec.command" => "COMMAND",
+        "spec.image" => "--image",
         _ if path.starts_with("spec.env") => "--env",
         _ => match path.strip_prefix("spec.resources.") {
             Some(resource) => return format!("--{resource}"),
@@ -279,12 +286,26 @@ mod tests {
     }
 
     #[test]
+    fn an_image_may_say_what_to_run() {
+        let spec = |line: &str| task(&parse(line), "ml").expect(line)["spec"].clone();
+        let quiet = spec("mctl run a --image busybox:1");
+        assert_eq!((&quiet["image"], quiet.get("command")), (&json!("busybox:1"), None));
+        let told = spec("mctl run a --image busybox:1 -- echo x");
+        assert_eq!(told["command"], json!(["echo", "x"]));
+        assert!(
+            Cli::try_parse_from(["mctl", "run", "a"]).is_err(),
+            "neither an image nor a command"
+        );
+    }
+
+    #[test]
     fn mistakes_name_their_flags() {
         let mistake = |line: &str| task(&parse(line), "ml").expect_err(line).to_string();
         assert!(mistake("mctl run a --cpus two -- x").starts_with("--cpus: `two` is not a number"));
         assert!(mistake("mctl run a --gpus 0.5 -- x").starts_with("--gpus: Invalid value"));
         assert!(mistake("mctl run A -- x").starts_with("NAME: Invalid value"));
         assert!(mistake("mctl run a --restart always -- x").starts_with("--restart: unknown variant"));
+        assert!(mistake("mctl run a --image ../b").starts_with("--image: Invalid value"));
         assert!(mistake("mctl run a -e A -- x").starts_with("--env A: write NAME=VALUE"));
     }
 

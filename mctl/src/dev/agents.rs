@@ -15,7 +15,7 @@ use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::v1::{AgentCapacity, Versions};
 use muster_client::Client;
-use muster_runtime::{FakeRuntime, ProcessRuntime, Runtime, process};
+use muster_runtime::{FakeRuntime, Images, ProcessRuntime, Runtime, process};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +55,8 @@ pub(super) struct Place<'a> {
     pub(super) tls: watch::Receiver<Material>,
     /// Whether tasks end with the agent.
     pub(super) stop_tasks: bool,
+    /// Where images are, unless it is said.
+    pub(super) images: PathBuf,
 }
 
 impl Agent {
@@ -77,7 +79,7 @@ impl Agent {
             runtime,
             process,
             version,
-        } = runtime(&place, offered.runtime)?;
+        } = runtime(&place, offered)?;
         let config = Config {
             name: name.to_owned(),
             identity: claim.identity.clone(),
@@ -140,9 +142,9 @@ struct Opened {
     version: String,
 }
 
-fn runtime(place: &Place<'_>, kind: RuntimeKind) -> Outcome<Opened> {
+fn runtime(place: &Place<'_>, offered: &Offered) -> Outcome<Opened> {
     let version = env!("CARGO_PKG_VERSION");
-    match kind {
+    match offered.runtime {
         RuntimeKind::Fake => {
             let clock = || SystemEnv.now().as_millisecond();
             let (runtime, version) = (Arc::new(FakeRuntime::new(clock)), format!("fake/{version}"));
@@ -158,8 +160,11 @@ fn runtime(place: &Place<'_>, kind: RuntimeKind) -> Outcome<Opened> {
                 .iter()
                 .chain([&place.directory])
                 .filter_map(|path| path.canonicalize().ok());
+            let images = offered.images.as_ref().unwrap_or(&place.images);
+            let images = std::path::absolute(images).map_err(|error| because("--images", &error))?;
             let config = process::Config {
                 hidden: hidden.collect(),
+                images: Images::new(images),
                 ..process::Config::new(place.directory.join("runtime"))
             };
             let runtime =

@@ -45,6 +45,9 @@ pub struct Offered {
     /// How tasks are run.
     #[arg(long, value_enum, default_value_t)]
     pub runtime: RuntimeKind,
+    /// Where the images of tasks are, see `mctl image` [default: images below --data-dir].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub images: Option<PathBuf>,
 }
 
 /// `mctl dev`.

@@ -73,7 +73,7 @@ fn say(terminal: &mut Terminal, text: impl AsRef<str>) {
 pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
     let start = Instant::now();
     let stop = stop_on_signals()?;
-    let directory = Directory::take(&args.data_dir.clone().map_or_else(|| directory::default("muster"), Ok)?)?;
+    let directory = Directory::take(&args.data_dir.clone().map_or_else(default_data_dir, Ok)?)?;
     let options = Options {
         data_dir: directory.path().to_owned(),
         listen: vec![args.listen],
@@ -185,6 +185,7 @@ async fn open(
     let place = Place {
         name,
         directory: own,
+        images: directory.join("images"),
         hidden: hidden.to_vec(),
         share,
         ports: default_ports(),
@@ -289,7 +290,7 @@ fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut
 /// `mctl server`.
 pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
     let stop = stop_on_signals()?;
-    let directory = Directory::take(&args.data_dir.clone().map_or_else(|| directory::default("muster"), Ok)?)?;
+    let directory = Directory::take(&args.data_dir.clone().map_or_else(default_data_dir, Ok)?)?;
     let options = Options {
         data_dir: directory.path().to_owned(),
         listen: vec![args.listen],
@@ -329,6 +330,14 @@ async fn store(args: &ServerArgs, directory: &Directory) -> Outcome<Arc<dyn Stor
     }
 }
 
+/// Where `mctl dev` keeps its data when nothing else is said.
+///
+/// # Errors
+/// When there is no home directory.
+pub fn default_data_dir() -> Outcome<PathBuf> {
+    directory::default("muster")
+}
+
 /// `mctl agent`.
 pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
     let stop = stop_on_signals()?;
@@ -342,6 +351,7 @@ pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
         let invited = invitation::read(invitation, args.listen).await?;
         let place = Place {
             name: &invited.name,
+            images: directory.join("images"),
             directory,
             hidden: vec![invitation.clone()],
             share: (1, 0),
@@ -360,6 +370,7 @@ pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
     let keeper = Keeper::new(&directory, membership)?;
     let place = Place {
         name: &name,
+        images: directory.join("images"),
         directory,
         hidden: Vec::new(),
         share: (1, 0),

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::Images;
+
 /// How to run this executable as a shim. It is run with the directory of a container as last argument and has to call [`super::shim_main`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShimCommand {
@@ -44,6 +46,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// How commands are held.
     pub isolate: Isolate,
+    /// Where [`crate::Rootfs::Image`] is looked for. Hidden from containers.
+    pub images: Images,
 }
 
 impl Config {
@@ -56,6 +60,7 @@ impl Config {
             (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
         });
         Config {
+            images: Images::new(state_dir.join("images")),
             cgroup_parent: format!("/muster/{hash:016x}"),
             state_dir,
             shim: ShimCommand::default(),

@@ -39,12 +39,12 @@ pub(super) fn top() -> io::Result<Top> {
     Ok((directories, links))
 }
 
-/// Everything to be hidden: what was asked for, the state of this runtime, and that of others. Real paths, as a mask covers those.
-pub(super) fn hidden(asked: &[PathBuf], state: &Path) -> Vec<PathBuf> {
+/// Everything to be hidden: what was asked for, what is this runtime's own, and the state of others. Real paths, as a mask covers those.
+pub(super) fn hidden(asked: &[PathBuf], own: [&Path; 2]) -> Vec<PathBuf> {
     let all = asked
         .iter()
         .map(PathBuf::as_path)
-        .chain([state])
+        .chain(own)
         .chain(OTHERS.iter().map(Path::new));
     // What does not exist (yet) is hidden under the name it was given.
     let mut real: Vec<PathBuf> = all

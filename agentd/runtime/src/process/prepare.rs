@@ -16,8 +16,9 @@ use super::directory::{Directory, Held, Plan};
 use super::host;
 use super::shared::system;
 use super::shim::Watched;
+use crate::images::ImageError;
 use crate::spec::{SANDBOX, Site, environment, generate};
-use crate::{ContainerId, ContainerSpec, Error, Isolation, Rootfs};
+use crate::{ContainerId, ContainerSpec, Error, Images, Isolation, Rootfs};
 
 /// Finds out what can be isolated here: where cgroups are, when commands can be isolated at all; and what is missing.
 pub(super) fn isolation(config: &Config) -> (Option<Hierarchies>, Isolation) {
@@ -64,6 +65,8 @@ pub(super) fn prepare(
     spec: &ContainerSpec,
 ) -> Result<(), Error> {
     let failed = |error: io::Error| system("preparing the container", &error);
+    // What is kept is what was asked for; what is made is what came of it.
+    let (asked, spec) = (spec, &with_image(&config.images, spec, hierarchies.is_some())?);
     check_paths(spec)?;
     directory.make().map_err(failed)?;
     let sandbox = directory.make_inner("sandbox", 0o700).map_err(failed)?;
@@ -89,12 +92,54 @@ pub(super) fn prepare(
             },
         )
         .map_err(failed)?;
-    directory.write("spec", spec).map_err(failed)
+    directory.write("spec", asked).map_err(failed)
+}
+
+/// Fills in what the image says, if there is one, and puts its directory in the place of its name.
+fn with_image(images: &Images, spec: &ContainerSpec, isolated: bool) -> Result<ContainerSpec, Error> {
+    let mut spec = spec.clone();
+    let Rootfs::Image { name, args } = &spec.rootfs else {
+        return Ok(spec);
+    };
+    if !isolated {
+        return Err(impossible(&format!("the image {name}")));
+    }
+    let image = images.find(name).map_err(|error| match error {
+        ImageError::NotFound(message) => Error::ImageNotFound(message),
+        ImageError::Invalid(message) => Error::Invalid(format!("the image {name}: {message}")),
+        ImageError::Io { context, source } => system(&context, &source),
+    })?;
+    let defaults = image.defaults;
+    spec.argv = defaults.argv(&spec.argv, args);
+    if spec.argv.is_empty() {
+        return Err(Error::Invalid(format!(
+            "the image {name} does not say what to run; set a command"
+        )));
+    }
+    for (variable, value) in defaults.env {
+        spec.env.entry(variable).or_insert(value);
+    }
+    spec.working_dir = spec.working_dir.or(defaults.working_dir);
+    spec.user = spec.user.or(defaults.user);
+    // The real path: it becomes the option of a mount.
+    let rootfs = image
+        .rootfs
+        .canonicalize()
+        .map_err(|error| system("the image", &error))?;
+    spec.rootfs = Rootfs::Directory(rootfs);
+    spec.check()?;
+    Ok(spec)
+}
+
+fn impossible(what: &str) -> Error {
+    Error::Invalid(format!(
+        "{what} needs isolation, which is not possible here: the agent must run as root, with cgroups"
+    ))
 }
 
 fn check_paths(spec: &ContainerSpec) -> Result<(), Error> {
     let image = match &spec.rootfs {
-        Rootfs::Host => None,
+        Rootfs::Host | Rootfs::Image { .. } => None,
         Rootfs::Directory(path) if path.is_dir() => None,
         Rootfs::Directory(path) => Some(path),
     };
@@ -122,7 +167,7 @@ fn isolated(
     let inner = |name, mode| directory.make_inner(name, mode).map_err(failed);
     let (rootfs, tmp, bundle) = (inner("rootfs", 0o755)?, inner("tmp", 0o1777)?, inner("bundle", 0o700)?);
     let ((shown, links), image) = match &spec.rootfs {
-        Rootfs::Host => (host::top().map_err(failed)?, None),
+        Rootfs::Host | Rootfs::Image { .. } => (host::top().map_err(failed)?, None),
         Rootfs::Directory(image) => {
             inner("upper", 0o755)?;
             inner("work", 0o700)?;
@@ -137,7 +182,7 @@ fn isolated(
         tmp: &tmp,
         cgroup: &cgroup,
         shown: &shown,
-        hidden: &host::hidden(&config.hidden, &config.state_dir),
+        hidden: &host::hidden(&config.hidden, [config.state_dir.as_path(), config.images.root()]),
         devices: &host::device_numbers(&spec.devices)?,
         open_files: getrlimit(Resource::RLIMIT_NOFILE)
             .map_err(|error| failed(error.into()))?
@@ -171,11 +216,7 @@ fn start_at_root(mut oci: Spec) -> Spec {
 }
 
 fn plain(sandbox: &Path, spec: &ContainerSpec) -> Result<Held, Error> {
-    let impossible = |what: &str| {
-        Err(Error::Invalid(format!(
-            "{what} needs isolation, which is not possible here"
-        )))
-    };
+    let impossible = |what: &str| Err(impossible(what));
     if spec.rootfs != Rootfs::Host {
         return impossible("an image");
     }

@@ -28,6 +28,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("isolated::limits_are_set_on_the_cgroup", false, limits),
         trial("isolated::processes_are_limited", false, pids),
         trial("isolated::image_is_shared_and_its_writable_layer_private", false, image),
+        trial(
+            "isolated::named_image_says_what_its_container_does_not",
+            false,
+            named_image,
+        ),
         trial("isolated::mounts_are_writable_only_when_asked", false, mounts),
         trial(
             "isolated::only_network_and_users_are_said_to_be_shared",
@@ -380,6 +385,62 @@ async fn image() {
     machine.clean().await;
 }
 
+/// An image of the machine's own, `app:1`.
+fn install(machine: &Machine) {
+    let image = machine.config.images.root().join("app:1");
+    fs::create_dir_all(&image).unwrap();
+    busybox(&image.join("rootfs"));
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] },
+        "config": { "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["sleep 1000"], "Env": ["A=image", "MUSTER_TEST=image"], "WorkingDir": "/etc", "User": "7:8" },
+    });
+    fs::write(image.join("image.json"), config.to_string()).unwrap();
+}
+
+async fn named_image() {
+    let machine = Machine::new(Isolate::Auto);
+    install(&machine);
+    let runtime = machine.open();
+    let of = |args: &[&str]| ContainerSpec {
+        argv: Vec::new(),
+        rootfs: Rootfs::Image {
+            name: "app:1".to_owned(),
+            args: args.iter().map(|word| (*word).to_owned()).collect(),
+        },
+        ..machine.script("")
+    };
+    let (ended, out, err) = machine
+        .run(
+            &runtime,
+            &of(&["echo $A $PWD $(id -u) $(id -g); cat name; echo $MUSTER_TEST"]),
+        )
+        .await;
+    assert_eq!(
+        (ended.code, out.lines().next()),
+        (Some(0), Some("image /etc 7 8")),
+        "{ended:?} {err}"
+    );
+    assert!(!out.contains("MUSTER_TEST=image") && out.contains("image"), "{out}");
+
+    let id = ContainerId::new("a").unwrap();
+    runtime.create(&id, &of(&[])).await.unwrap();
+    runtime.create(&id, &of(&[])).await.expect("the same again");
+    runtime.start(&id).await.unwrap();
+    let deleted = machine.config.images.delete("app:1");
+    assert!(deleted.is_err_and(|error| error.to_string().contains("in use")));
+    let kill = Stop {
+        signal: 9,
+        grace: Duration::ZERO,
+    };
+    runtime.stop(&id, kill).await.unwrap();
+    exit(&runtime, &id).await;
+    runtime.remove(&id).await.unwrap();
+    machine.config.images.delete("app:1").expect("nobody uses it any more");
+    let missing = runtime.create(&id, &of(&[])).await;
+    assert!(matches!(missing, Err(Error::ImageNotFound(_))), "{missing:?}");
+    machine.clean().await;
+}
+
 async fn mounts() {
     let data = tempfile::tempdir().unwrap();
     fs::write(data.path().join("file"), "data").unwrap();
@@ -444,7 +505,12 @@ async fn refused() {
         target: "/mnt".into(),
         read_only: true,
     }];
-    for spec in [image, mount] {
+    let mut named = machine.script("");
+    named.rootfs = Rootfs::Image {
+        name: "app:1".to_owned(),
+        args: Vec::new(),
+    };
+    for spec in [image, named, mount] {
         assert!(matches!(runtime.create(&id, &spec).await, Err(Error::Invalid(_))));
     }
     let questions = [
