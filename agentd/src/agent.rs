@@ -4,6 +4,8 @@
 //! works on a task nothing else is planned for it, and afterwards the containers are listed before it is planned again; what is said is
 //! said until the API server shows it. What must never happen here: a decision (those are in [`crate::plan`]).
 
+mod judge;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,29 +15,42 @@ use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use muster_api::env::Env;
 use muster_api::v1::Task;
-use muster_client::Error as CallError;
+use muster_client::{Client, Error as CallError};
 use muster_runtime::{Container, Runtime, State};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::data_dir::DataDir;
 use crate::devices::DeviceSource;
 use crate::executor::{self, Acted};
 use crate::feed::Backoff;
 use crate::limits::{
-    GRACE_DEFAULT, REPORT_JOBS, RESYNC, ROUND_REST_MAX, ROUND_SHARE, RUNTIME_DEADLINE, RUNTIME_JOBS, SHUTDOWN_PATIENCE,
-    STOP_AGAIN,
+    GRACE_DEFAULT, NOTE_EVERY, REPORT_JOBS, RESYNC, ROUND_REST_MAX, ROUND_SHARE, RUNTIME_DEADLINE, RUNTIME_JOBS,
+    SHUTDOWN_PATIENCE, STOP_AGAIN,
 };
 use crate::orphans::Orphans;
 use crate::plan::{self, AgentPlan, Memory, PlanInput, Report, TaskKey};
+use crate::register::Health;
 use crate::report;
 use crate::session::Session;
+use crate::trust::{Known, Trust};
 use crate::view::{View, ViewEvent};
 
 /// What the loop is made from.
 pub(crate) struct Parts {
     pub(crate) name: String,
+    pub(crate) boot_id: String,
+    /// Not fenced.
+    pub(crate) client: Client,
+    pub(crate) data: DataDir,
+    /// The clusters that have answered.
+    pub(crate) clusters: watch::Receiver<BTreeSet<String>>,
+    /// Where to say what keeps the agent from its work.
+    pub(crate) health: watch::Sender<Health>,
+    /// What an operator has confirmed.
+    pub(crate) confirmed: watch::Receiver<Option<String>>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) devices: Arc<dyn DeviceSource>,
     pub(crate) env: Arc<dyn Env>,
@@ -51,6 +66,12 @@ pub(crate) struct Parts {
 enum Done {
     Acted(String, Vec<Acted>),
     Reported(TaskKey, Box<Result<Option<Task>, CallError>>),
+    /// Whether there is no task of this uid, and at which revision.
+    Asked(String, Result<(bool, u64), CallError>),
+    /// The highest revision seen when the server was asked where it is, and its answer.
+    Looked(u64, Result<u64, CallError>),
+    /// This was written down, or not.
+    Noted(Known, std::io::Result<()>),
 }
 
 /// A report that has to wait before it is tried again, unless the task changes.
@@ -87,16 +108,25 @@ pub(crate) struct Agent {
     draining: Option<Instant>,
     problems: BTreeSet<String>,
     idle: bool,
+    trust: Trust,
+    /// When the server is asked where it is; `None`: it is being asked.
+    look_at: Option<Instant>,
+    /// What is written down, and when to write again; `None`: it is being written.
+    noted: (Known, Option<Instant>),
 }
 
 impl Agent {
     pub(crate) fn new(parts: Parts) -> Agent {
         let mut resync = interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let known = parts.data.read();
         Agent {
             changes: parts.runtime.changes().fuse(),
             resync,
-            view: View::default(),
+            view: View::after(known.highest),
+            trust: Trust::new(known.clone()),
+            look_at: Some(Instant::now() + RESYNC),
+            noted: (known, Some(Instant::now())),
             containers: Vec::new(),
             stale: true,
             joined: false,
@@ -145,6 +175,8 @@ impl Agent {
                     Some(event) => self.seen(event),
                     None => break,
                 },
+                Ok(()) = self.parts.clusters.changed() => {}
+                Ok(()) = self.parts.confirmed.changed() => {}
                 Some(()) = self.changes.next() => self.stale = true,
                 _ = self.resync.tick() => self.stale = true,
                 () = until(self.wake) => {}
@@ -222,6 +254,28 @@ impl Agent {
                 self.reporting.remove(&key);
                 self.reported(key, *answer);
             }
+            Done::Asked(uid, answer) => {
+                let counts = |(_, revision): &(bool, u64)| *revision >= self.view.highest();
+                let absent = answer.ok().filter(counts).map(|(absent, _)| absent);
+                self.orphans.answered(&uid, absent, Instant::now());
+            }
+            Done::Looked(highest, answer) => {
+                self.look_at = Some(Instant::now() + RESYNC);
+                match answer {
+                    Ok(revision) => self
+                        .trust
+                        .looked(revision, highest, || self.parts.env.uid().to_string()),
+                    Err(error) => tracing::warn!(%error, "the API server does not say where it is"),
+                }
+            }
+            Done::Noted(known, answer) => {
+                if let Err(error) = &answer {
+                    tracing::warn!(%error, "what is known of the cluster is not written down");
+                } else {
+                    self.noted.0 = known;
+                }
+                self.noted.1 = Some(Instant::now() + NOTE_EVERY);
+            }
         }
     }
 
@@ -278,7 +332,17 @@ impl Agent {
         let wall = self.parts.env.now();
         let session = self.parts.active.borrow().clone();
         let session = session.filter(|session| self.fenced != Some(session.fence.revision));
+        let trusted = self.judge(now);
+        if !trusted && self.draining.is_none() {
+            // Nothing that the server says now counts, and nothing that is said to it would.
+            self.idle = false;
+            self.wake = self.look_at;
+            return;
+        }
+        let session = session.filter(|_| trusted);
+        let disk = self.parts.health.borrow().disk.clone();
         let orphans = self.orphans.look(&self.view, &self.containers, now);
+        self.ask(now);
         let plan = plan::plan(&PlanInput {
             agent: &self.parts.name,
             tasks: self.view.tasks(),
@@ -286,7 +350,9 @@ impl Agent {
             containers: &self.containers,
             devices: self.parts.devices.as_ref(),
             now: wall,
-            may_start: session.is_some() && !self.view.regressed(),
+            may_start: session.is_some(),
+            disk: disk.as_deref(),
+            boot_id: &self.parts.boot_id,
             can_fence: self.parts.runtime.guard().is_some(),
             draining: self.draining.is_some(),
             busy: &self.busy,
@@ -296,6 +362,7 @@ impl Agent {
         self.idle = plan.actions.is_empty() && (plan.reports.is_empty() || session.is_none()) && self.jobs.is_empty();
         self.wake = [
             self.orphans.next(now),
+            self.look_at,
             self.draining,
             plan.wake.map(|at| instant(at, wall, now)),
         ]

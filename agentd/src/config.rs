@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use muster_agentd::data_dir::DataDir;
 use muster_agentd::devices::{DeviceSource, NoDevices, SimulatedDevices};
 use muster_agentd::machine::{self, Claim};
 use muster_agentd::{Config, NodeServer, tls};
@@ -177,6 +178,7 @@ impl Args {
             },
             session_ttl: self.session_ttl.duration(),
             server: self.node_server()?,
+            data: DataDir::at(&self.data_dir),
             stop_tasks_on_shutdown: self.stop_tasks_on_shutdown,
             name,
         };

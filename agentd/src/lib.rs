@@ -11,6 +11,8 @@
 //! Tested by tables and properties of the plan, and by whole agents against a real router with a fake runtime.
 
 mod agent;
+pub mod ask;
+pub mod data_dir;
 pub mod devices;
 pub mod executor;
 pub mod feed;
@@ -26,9 +28,10 @@ pub mod session;
 pub mod spec;
 pub mod status;
 pub mod tls;
+pub mod trust;
 pub mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,9 +48,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use agent::{Agent, Parts};
+use data_dir::DataDir;
 use devices::DeviceSource;
 use limits::{REQUEST_DEADLINE, VIEW_EVENTS};
-use register::{Profile, Registrar};
+use register::{Health, Profile, Registrar};
 use session::{Identity, Keeper, Session};
 
 /// How long a session lasts without renewal when nothing else is said.
@@ -70,6 +74,8 @@ pub struct Config {
     pub session_ttl: Duration,
     /// The node server, for logs; `None`: there is none.
     pub server: Option<NodeServer>,
+    /// Where it keeps what it knows of the cluster.
+    pub data: DataDir,
     /// Whether all tasks are stopped, and said to be killed, when the agent is told to stop. Otherwise they go on, and the next process of
     /// the agent finds them.
     pub stop_tasks_on_shutdown: bool,
@@ -92,9 +98,9 @@ pub enum Error {
     /// A later process of the agent runs.
     #[error(transparent)]
     Superseded(#[from] session::Superseded),
-    /// The name belongs to another machine.
+    /// The name belongs to another machine, or to a later copy of this one's disk.
     #[error(transparent)]
-    NameTaken(#[from] register::NameTaken),
+    Refused(#[from] register::Refused),
     /// The node server cannot listen.
     #[error("the node server cannot listen on {address}")]
     Listen {
@@ -129,6 +135,10 @@ pub async fn run(
         Some(server) => Some(listen(server, &runtime, &env, &mut helpers).await?),
         None => None,
     };
+    let (clusters_out, clusters) = watch::channel(BTreeSet::new());
+    let client = client.noting_clusters(clusters_out);
+    let (health_out, health) = watch::channel(Health::default());
+    let (confirmed_out, confirmed) = watch::channel(None);
     let doubt = Arc::new(Notify::new());
     let (sessions_out, sessions) = watch::channel(None);
     let (active_out, active) = watch::channel(None);
@@ -154,15 +164,24 @@ pub async fn run(
         sessions: sessions.clone(),
         out: active_out,
         doubt: Arc::clone(&doubt),
+        incarnation: config.identity.incarnation,
+        health,
+        confirmed: confirmed_out,
     };
     helpers.spawn(async move { Ok(registrar.register().await?) });
-    let feed = feed::feed(client, config.name.clone(), events_out);
+    let feed = feed::feed(client.clone(), config.name.clone(), events_out);
     helpers.spawn(async move {
         feed.await;
         Ok(())
     });
     let agent = Agent::new(Parts {
         name: config.name,
+        boot_id: config.identity.boot_id,
+        client,
+        data: config.data,
+        clusters,
+        health: health_out,
+        confirmed,
         runtime,
         devices,
         env,

@@ -32,8 +32,18 @@ pub const STOP_AGAIN: Duration = Duration::from_secs(10);
 /// takes to be noticed by a person, shorter than a scheduler should wait for a broken machine.
 pub const START_PATIENCE: Duration = Duration::from_secs(5 * 60);
 
-/// How long a container's task must be missing from a view without gaps before the container is removed: two resyncs of the view.
-pub const ORPHAN_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a container's task must be missing from a view without gaps before the API server is asked for it, and again after its first
+/// answer: long enough for a server that came back wrong to be noticed.
+pub const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long after the API server showed a lower revision than before it is asked once more.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often what is known of the cluster is written down at most: an fsync every so often costs nothing.
+pub const NOTE_EVERY: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether an operator has confirmed what the API server says.
+pub const CONFIRMATION_EVERY: Duration = Duration::from_secs(5);
 
 /// How often everything is looked at again although nothing seems to have happened.
 pub const RESYNC: Duration = Duration::from_secs(30);

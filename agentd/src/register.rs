@@ -19,11 +19,19 @@ use tokio::time::sleep;
 
 use crate::devices::DeviceSource;
 use crate::feed::Backoff;
-use crate::limits::RESYNC;
+use crate::limits::{CONFIRMATION_EVERY, RESYNC};
 use crate::session::Session;
+use crate::trust::{ANNOTATION_CONFIRMED, Quarantine};
 
 /// Annotation on an Agent: the machine that the name belongs to.
 pub const ANNOTATION_MACHINE: &str = muster_api::names::ANNOTATION_MACHINE;
+
+/// The condition while the API server is not as it was known.
+const STORE_REGRESSED: &str = "StoreRegressed";
+/// The condition while the disk is full.
+const DISK_PRESSURE: &str = "DiskPressure";
+/// The conditions that are this agent's own to say and to take back.
+const OWN: [&str; 3] = ["Ready", STORE_REGRESSED, DISK_PRESSURE];
 
 /// The condition types of missing isolation are this and the name of the part: `NotIsolatedSeccomp`.
 const NOT_ISOLATED: &str = "NotIsolated";
@@ -49,13 +57,52 @@ pub struct Profile {
     pub missing: BTreeMap<String, String>,
 }
 
-/// The name belongs to another machine.
+/// Annotation on an Agent: which process of which boot spoke for it last, as `INCARNATION/BOOT`.
+pub const ANNOTATION_INCARNATION: &str = "muster.dev/incarnation";
+
+/// This agent must not speak under its name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the name {0} belongs to an agent on another machine, or with another data directory; choose another with --name, or delete the \
-     Agent object if that one is gone for good: `mctl delete agent {0}`"
-)]
-pub struct NameTaken(String);
+pub enum Refused {
+    /// The name belongs to another machine.
+    #[error(
+        "the name {0} belongs to an agent on another machine, or with another data directory; choose another with --name, or delete the \
+         Agent object if that one is gone for good: `mctl delete agent {0}`"
+    )]
+    NameTaken(String),
+    /// A later process than this one has spoken from a copy of this disk.
+    #[error(
+        "the agent {agent} has spoken as process {seen} of its data directory, and this is process {own}: the disk was cloned, or set back to \
+         an earlier state. If no other copy of it runs, delete the Agent object, `mctl delete agent {agent}`, which gives up its tasks; \
+         otherwise give this machine an empty data directory and another --name"
+    )]
+    RolledBack {
+        /// The agent.
+        agent: String,
+        /// The highest process that was seen.
+        seen: String,
+        /// This one.
+        own: String,
+    },
+}
+
+/// What keeps an agent from its work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The API server is not as it was known.
+    pub quarantine: Option<Quarantine>,
+    /// The disk is full.
+    pub disk: Option<String>,
+}
+
+/// Whether this process may speak after the one that spoke last.
+fn may_follow(last: &str, incarnation: u64, boot_id: &str) -> bool {
+    let Some((number, boot)) = last.split_once('/') else {
+        return true;
+    };
+    let Ok(number) = number.parse::<u64>() else { return true };
+    // Two disks that were one count alike; but one disk never counts the same twice.
+    number < incarnation || (number == incarnation && boot == boot_id)
+}
 
 /// Passes sessions on, once the Agent object is right under them.
 pub struct Registrar {
@@ -71,10 +118,16 @@ pub struct Registrar {
     pub out: watch::Sender<Option<Session>>,
     /// Where to say that a session is doubtful.
     pub doubt: Arc<Notify>,
+    /// Counts the processes that have used the data directory.
+    pub incarnation: u64,
+    /// What keeps the agent from its work.
+    pub health: watch::Receiver<Health>,
+    /// Where to say what an operator has confirmed.
+    pub confirmed: watch::Sender<Option<String>>,
 }
 
 enum Failed {
-    Taken(NameTaken),
+    Refused(Refused),
     Call(Error),
 }
 
@@ -88,8 +141,8 @@ impl Registrar {
     /// Runs until the sessions end.
     ///
     /// # Errors
-    /// [`NameTaken`]: this agent must not speak under its name.
-    pub async fn register(mut self) -> Result<(), NameTaken> {
+    /// [`Refused`]: this agent must not speak under its name.
+    pub async fn register(mut self) -> Result<(), Refused> {
         let mut backoff = Backoff::new();
         loop {
             let session = self.sessions.borrow_and_update().clone();
@@ -109,9 +162,14 @@ impl Registrar {
                     if passed != Some(session.fence.revision) {
                         self.out.send_replace(Some(session));
                     }
-                    RESYNC
+                    match &*self.health.borrow() {
+                        Health {
+                            quarantine: Some(_), ..
+                        } => CONFIRMATION_EVERY,
+                        _ => RESYNC,
+                    }
                 }
-                Err(Failed::Taken(error)) => return Err(error),
+                Err(Failed::Refused(error)) => return Err(error),
                 Err(Failed::Call(error)) => {
                     tracing::warn!(agent = self.profile.name, %error, "the agent is not registered");
                     if matches!(error, Error::Fenced(_)) {
@@ -127,9 +185,40 @@ impl Registrar {
                         return Ok(());
                     }
                 }
+                Ok(()) = self.health.changed() => {}
                 () = sleep(wait) => {}
             }
         }
+    }
+
+    /// Writes down on the object that this process speaks for it now, unless a later one has.
+    async fn speak_up(&self, client: &Client, agent: &Agent) -> Result<(), Failed> {
+        let profile = &self.profile;
+        let annotation = |name: &str| Some(agent.metadata.annotations.as_ref()?.get(name)?.as_str());
+        let own = format!("{}/{}", self.incarnation, profile.boot_id);
+        match annotation(ANNOTATION_INCARNATION) {
+            Some(last) if !may_follow(last, self.incarnation, &profile.boot_id) => {
+                let refused = Refused::RolledBack {
+                    agent: profile.name.clone(),
+                    seen: last.to_owned(),
+                    own,
+                };
+                return Err(Failed::Refused(refused));
+            }
+            Some(last) if last == own && annotation(ANNOTATION_MACHINE).is_some() => {}
+            _ => {
+                let annotations = json!({ ANNOTATION_MACHINE: profile.machine, ANNOTATION_INCARNATION: own });
+                let claim = json!({ "metadata": { "annotations": annotations } });
+                client.patch::<Agent>(None, &profile.name, &Patch::Merge(claim)).await?;
+            }
+        }
+        let confirmed = annotation(ANNOTATION_CONFIRMED).map(str::to_owned);
+        self.confirmed.send_if_modified(|known| {
+            let news = *known != confirmed;
+            *known = confirmed;
+            news
+        });
+        Ok(())
     }
 
     /// Makes the object, or makes it right.
@@ -150,14 +239,13 @@ impl Registrar {
             .and_then(|all| all.get(ANNOTATION_MACHINE))
         {
             Some(machine) if *machine == profile.machine => {}
-            Some(_) => return Err(Failed::Taken(NameTaken(profile.name.clone()))),
-            None => {
-                let claim = json!({ "metadata": { "annotations": { ANNOTATION_MACHINE: profile.machine } } });
-                client.patch::<Agent>(None, &profile.name, &Patch::Merge(claim)).await?;
-            }
+            Some(_) => return Err(Failed::Refused(Refused::NameTaken(profile.name.clone()))),
+            None => {}
         }
+        self.speak_up(client, &agent).await?;
         let devices = self.devices.discover();
-        if let Some(status) = desired(profile, devices, session, &agent, self.env.now()) {
+        let health = self.health.borrow().clone();
+        if let Some(status) = desired((profile, &health), devices, session, &agent, self.env.now()) {
             client
                 .patch_status::<Agent>(None, &profile.name, &Patch::Merge(json!({ "status": status })))
                 .await?;
@@ -181,7 +269,13 @@ fn new_agent(profile: &Profile) -> Agent {
 }
 
 /// The agent's own fields of the status, when they are not shown yet.
-fn desired(profile: &Profile, devices: Vec<Device>, session: u64, agent: &Agent, now: Timestamp) -> Option<Value> {
+fn desired(
+    (profile, health): (&Profile, &Health),
+    devices: Vec<Device>,
+    session: u64,
+    agent: &Agent,
+    now: Timestamp,
+) -> Option<Value> {
     let shown = agent.status.clone().unwrap_or_default();
     let generation = agent.metadata.generation;
     let status = AgentStatus {
@@ -195,7 +289,7 @@ fn desired(profile: &Profile, devices: Vec<Device>, session: u64, agent: &Agent,
         boot_id: Some(profile.boot_id.clone()),
         session: Some(session),
         observed_generation: generation,
-        conditions: conditions(profile, &shown.conditions, generation, now),
+        conditions: conditions((profile, health), &shown.conditions, generation, now),
         reachability: shown.reachability,
         reachability_since: shown.reachability_since.clone(),
     };
@@ -214,31 +308,55 @@ fn desired(profile: &Profile, devices: Vec<Device>, session: u64, agent: &Agent,
     Some(value)
 }
 
-/// `Ready`, and one condition for each part that is not isolated; those of others stay.
-fn conditions(profile: &Profile, shown: &[Condition], generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
-    let condition = |type_: String, reason: &str, message: String| {
+/// `Ready`, one condition for each thing that keeps the agent from its work, and for each part that is not isolated; those of others stay.
+fn conditions(
+    (profile, health): (&Profile, &Health),
+    shown: &[Condition],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let condition = |type_: String, status: &str, reason: &str, message: String| {
         let before = shown
             .iter()
-            .find(|before| before.type_ == type_ && before.status == "True");
+            .find(|before| before.type_ == type_ && before.status == status);
         Condition {
             last_transition_time: before
                 .map_or(Time(Timestamp::from_second(now.as_second()).unwrap_or(now)), |before| {
                     before.last_transition_time.clone()
                 }),
             type_,
-            status: "True".to_owned(),
+            status: status.to_owned(),
             reason: reason.to_owned(),
             message,
             observed_generation: generation,
         }
     };
-    let foreign = |condition: &&Condition| condition.type_ != "Ready" && !condition.type_.starts_with(NOT_ISOLATED);
-    let ready = condition("Ready".to_owned(), "Joined", "the agent runs tasks".to_owned());
+    let foreign =
+        |condition: &&Condition| !OWN.contains(&condition.type_.as_str()) && !condition.type_.starts_with(NOT_ISOLATED);
+    let quarantine = health
+        .quarantine
+        .as_ref()
+        .map(|it| (STORE_REGRESSED, it.message.clone()));
+    let disk = health.disk.as_ref().map(|disk| (DISK_PRESSURE, disk.clone()));
+    let troubles: Vec<(&str, String)> = quarantine.into_iter().chain(disk).collect();
+    let ready = match troubles.first() {
+        None => condition("Ready".to_owned(), "True", "Joined", "the agent runs tasks".to_owned()),
+        Some((trouble, message)) => condition("Ready".to_owned(), "False", trouble, message.clone()),
+    };
+    let troubles = troubles
+        .iter()
+        .map(|(trouble, message)| condition((*trouble).to_owned(), "True", "Noticed", message.clone()));
     let missing = profile.missing.iter().map(|(part, why)| {
         let message = format!("tasks are not isolated by {part}: {why}");
-        condition(format!("{NOT_ISOLATED}{}", camel_case(part)), "Missing", message)
+        condition(
+            format!("{NOT_ISOLATED}{}", camel_case(part)),
+            "True",
+            "Missing",
+            message,
+        )
     });
     std::iter::once(ready)
+        .chain(troubles)
         .chain(missing)
         .chain(shown.iter().filter(foreign).cloned())
         .collect()
@@ -284,7 +402,8 @@ mod tests {
             reachability: Reachability::Unknown,
             ..AgentStatus::default()
         });
-        let status = desired(&profile(), devices(), 7, &agent, now()).expect("it is not shown yet");
+        let status =
+            desired((&profile(), &Health::default()), devices(), 7, &agent, now()).expect("it is not shown yet");
         assert_eq!(status["capacity"]["gpus"], 2);
         assert_eq!(status["session"], 7);
         assert_eq!(status["bootID"], "b");
@@ -301,12 +420,19 @@ mod tests {
     #[test]
     fn what_is_shown_already_is_not_said_again() {
         let mut agent = new_agent(&profile());
-        let status = desired(&profile(), devices(), 7, &agent, now()).expect("it is not shown yet");
+        let status =
+            desired((&profile(), &Health::default()), devices(), 7, &agent, now()).expect("it is not shown yet");
         agent.status = Some(serde_json::from_value(status).expect("it is a status"));
         let later = now() + jiff::SignedDuration::from_hours(1);
-        assert_eq!(desired(&profile(), devices(), 7, &agent, later), None);
-        assert!(desired(&profile(), devices(), 8, &agent, later).is_some());
-        assert!(desired(&profile(), Vec::new(), 7, &agent, later).is_some_and(|status| status["devices"].is_null()));
+        assert_eq!(
+            desired((&profile(), &Health::default()), devices(), 7, &agent, later),
+            None
+        );
+        assert!(desired((&profile(), &Health::default()), devices(), 8, &agent, later).is_some());
+        assert!(
+            desired((&profile(), &Health::default()), Vec::new(), 7, &agent, later)
+                .is_some_and(|status| status["devices"].is_null())
+        );
     }
 
     #[test]
@@ -323,8 +449,39 @@ mod tests {
             type_: "NotIsolatedSeccomp".to_owned(),
             ..other.clone()
         };
-        let all = conditions(&profile(), &[other.clone(), gone], None, now());
+        let all = conditions((&profile(), &Health::default()), &[other.clone(), gone], None, now());
         assert!(all.contains(&other));
         assert!(all.iter().all(|condition| condition.type_ != "NotIsolatedSeccomp"));
+    }
+
+    #[test]
+    fn what_keeps_an_agent_from_its_work_is_said_and_taken_back() {
+        let health = Health {
+            quarantine: None,
+            disk: Some("full".to_owned()),
+        };
+        let full = conditions((&profile(), &health), &[], None, now());
+        let brief = |all: &[Condition]| -> Vec<(String, String)> {
+            let brief = all.iter().map(|one| (one.type_.clone(), one.status.clone()));
+            brief.filter(|(type_, _)| !type_.starts_with(NOT_ISOLATED)).collect()
+        };
+        let pair = |type_: &str, status: &str| (type_.to_owned(), status.to_owned());
+        assert_eq!(brief(&full), [pair("Ready", "False"), pair("DiskPressure", "True")]);
+        let well = conditions((&profile(), &Health::default()), &full, None, now());
+        assert_eq!(brief(&well), [pair("Ready", "True")]);
+    }
+
+    #[test]
+    fn a_disk_that_was_set_back_or_copied_is_noticed() {
+        for (last, incarnation, boot, may) in [
+            ("4/b", 5, "b", true),
+            ("4/b", 5, "c", true),
+            ("5/b", 5, "b", true),
+            ("5/b", 5, "c", false),
+            ("6/b", 5, "b", false),
+            ("garbage", 5, "b", true),
+        ] {
+            assert_eq!(may_follow(last, incarnation, boot), may, "{last} {incarnation} {boot}");
+        }
     }
 }

@@ -1,21 +1,27 @@
 //! Presence: the agent's session is an ephemeral lease of its name, and its token fences every write of the agent.
 //!
 //! It promises: at most one session of a name at a time; a process that lost its session says nothing until it has another; a process
-//! that starts again on the same machine takes the session of its predecessor over at once, because the lock on the data directory
-//! proves that the predecessor is gone. What must never happen here: taking over the session of another machine.
+//! that starts again in the same boot of the same machine takes the session of its predecessor over at once, because the lock on the data
+//! directory proves that the predecessor is gone. What must never happen here: taking over the session of another machine, or of a copy
+//! of this one's disk.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use muster_api::names::NAMESPACE_AGENTS;
+use k8s_openapi::api::core::v1::{Event, ObjectReference};
+use muster_api::ObjectMeta;
+use muster_api::names::{API_VERSION, NAMESPACE_AGENTS, NAMESPACE_DEFAULT};
 use muster_client::{Client, Error, Fence, Preconditions};
 use muster_runtime::{Guard, Runtime};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::feed::Backoff;
+
+/// So many refusals, a third of the session's time apart, may come from a session that has only not ended yet.
+const REFUSED_SOON: u32 = 4;
 
 /// Who holds a session: which agent on which machine, and which process of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +41,11 @@ impl fmt::Display for Identity {
 }
 
 impl Identity {
-    /// The machine and the incarnation of a holder.
-    fn parse(holder: &str) -> Option<(&str, u64)> {
+    /// The machine, the boot and the incarnation of a holder.
+    fn parse(holder: &str) -> Option<(&str, &str, u64)> {
         let (rest, incarnation) = holder.rsplit_once('/')?;
-        let (machine, _boot) = rest.rsplit_once('/')?;
-        Some((machine, incarnation.parse().ok()?))
+        let (machine, boot) = rest.rsplit_once('/')?;
+        Some((machine, boot, incarnation.parse().ok()?))
     }
 }
 
@@ -62,7 +68,7 @@ pub struct Superseded(String);
 enum Held {
     /// It is ours: an earlier request had succeeded without an answer.
     Ours,
-    /// It is our predecessor's, who is gone.
+    /// It is our predecessor's of this boot, who is gone: the lock on the data directory proves it.
     Predecessor,
     /// It is our successor's.
     Successor,
@@ -75,8 +81,14 @@ fn judge(ours: &Identity, holder: &str) -> Held {
         return Held::Ours;
     }
     match Identity::parse(holder) {
-        Some((machine, incarnation)) if machine == ours.machine && incarnation < ours.incarnation => Held::Predecessor,
-        Some((machine, incarnation)) if machine == ours.machine && incarnation > ours.incarnation => Held::Successor,
+        // Of another boot it is a predecessor, if the machine was restarted within the time of a session, or a copy of this disk that lives.
+        Some((machine, boot, incarnation)) if (machine, boot) == (&*ours.machine, &*ours.boot_id) => {
+            if incarnation < ours.incarnation {
+                Held::Predecessor
+            } else {
+                Held::Successor
+            }
+        }
         _ => Held::Foreign,
     }
 }
@@ -121,6 +133,7 @@ impl Keeper {
     async fn acquire(&self) -> Result<Fence, Superseded> {
         let holder = self.identity.to_string();
         let mut backoff = Backoff::new();
+        let mut refused: u32 = 0;
         loop {
             let sent = self.mark();
             let created = self
@@ -137,12 +150,10 @@ impl Keeper {
                     Ok(None) => continue,
                     Err(Blocked::Superseded(error)) => return Err(error),
                     Err(Blocked::Foreign(holder)) => {
-                        tracing::warn!(
-                            agent = self.agent,
-                            holder,
-                            "another machine holds the session of this name"
-                        );
-                        sleep(self.ttl / 3).await;
+                        refused += 1;
+                        self.refused(&holder, refused).await;
+                        // A predecessor's session ends within its time; somebody who lives keeps it.
+                        sleep(if refused > REFUSED_SOON { self.ttl } else { self.ttl / 3 }).await;
                         continue;
                     }
                     Err(Blocked::Failed(error)) => error,
@@ -151,6 +162,60 @@ impl Keeper {
             };
             tracing::warn!(agent = self.agent, %error, "no session yet");
             sleep(backoff.next()).await;
+        }
+    }
+
+    /// Somebody else holds the session: says so here, and, once it is clear that it lives, on the Agent object.
+    async fn refused(&self, holder: &str, times: u32) {
+        let agent = &self.agent;
+        if times <= REFUSED_SOON {
+            tracing::warn!(
+                agent,
+                holder,
+                "another machine, or this one before its restart, holds the session of this name"
+            );
+            return;
+        }
+        let message = format!(
+            "a second machine uses the name {agent} and is refused; the first one goes on. Give one of them another name with --name, and, if \
+             one is a copy of the other's disk, an empty data directory"
+        );
+        tracing::error!(agent, holder, "{message}");
+        if times == REFUSED_SOON + 1 {
+            let event = self.duplicate(message);
+            if let Err(error) = self.client.create::<Event>(Some(NAMESPACE_DEFAULT), &event).await {
+                tracing::debug!(agent, %error, "the event about it is not recorded");
+            }
+        }
+    }
+
+    /// An event about the Agent object; its name is that of this process, so that it is recorded once.
+    fn duplicate(&self, message: String) -> Event {
+        let process = self.identity.to_string().replace('/', "-").to_lowercase();
+        Event {
+            metadata: ObjectMeta {
+                name: Some(
+                    format!("{}.duplicate.{process}", self.agent)
+                        .chars()
+                        .take(253)
+                        .collect(),
+                ),
+                namespace: Some(NAMESPACE_DEFAULT.to_owned()),
+                ..ObjectMeta::default()
+            },
+            involved_object: ObjectReference {
+                api_version: Some(API_VERSION.to_owned()),
+                kind: Some("Agent".to_owned()),
+                name: Some(self.agent.clone()),
+                ..ObjectReference::default()
+            },
+            type_: Some("Warning".to_owned()),
+            reason: Some("DuplicateAgent".to_owned()),
+            message: Some(message),
+            reporting_component: Some("muster-agentd".to_owned()),
+            reporting_instance: Some(self.agent.clone()),
+            action: Some("Register".to_owned()),
+            ..Event::default()
         }
     }
 
@@ -272,7 +337,8 @@ mod tests {
         for (holder, held) in [
             (identity("m1", 5).to_string(), Held::Ours),
             (identity("m1", 4).to_string(), Held::Predecessor),
-            ("m1/another-boot/4".to_owned(), Held::Predecessor),
+            ("m1/another-boot/4".to_owned(), Held::Foreign),
+            ("m1/another-boot/6".to_owned(), Held::Foreign),
             (identity("m1", 6).to_string(), Held::Successor),
             (identity("m2", 4).to_string(), Held::Foreign),
             ("m1".to_owned(), Held::Foreign),

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use muster_api::image::ImageReference;
+use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::v1::{Signal, Task, Unreachable, UnreachablePolicy};
 use muster_runtime::{Container, ContainerId, ContainerSpec, Fence, Limits, Rootfs, Stop, User};
 
 use crate::devices::{DeviceSource, UnknownDevice, inject};
 use crate::limits::{GRACE_DEFAULT, PIDS_MAX};
+use crate::plan::TaskKey;
 
 /// Label: the uid of the task.
 pub const LABEL_UID: &str = "muster.dev/task-uid";
@@ -18,6 +20,10 @@ pub const LABEL_NAMESPACE: &str = "muster.dev/namespace";
 pub const LABEL_TASK: &str = "muster.dev/task";
 /// Label: which run of the task's command, from 1.
 pub const LABEL_ATTEMPT: &str = "muster.dev/attempt";
+/// Label: the boot of the machine that the container was made in.
+pub const LABEL_BOOT: &str = "muster.dev/boot";
+/// Label: the ports that the container holds, separated by commas.
+pub const LABEL_PORTS: &str = "muster.dev/ports";
 /// Label: the UUIDs of the devices that the container holds, separated by commas.
 pub const LABEL_DEVICES: &str = "muster.dev/devices";
 
@@ -31,6 +37,25 @@ pub fn owner(container: &Container) -> Option<(&str, u32)> {
     let uid = container.labels.get(LABEL_UID)?;
     let attempt = container.labels.get(LABEL_ATTEMPT)?.parse().ok()?;
     Some((uid, attempt))
+}
+
+/// The name of the task that a container is of.
+pub fn task_key(container: &Container) -> Option<TaskKey> {
+    Some(TaskKey {
+        namespace: container.labels.get(LABEL_NAMESPACE)?.clone(),
+        name: container.labels.get(LABEL_TASK)?.clone(),
+    })
+}
+
+/// Whether the machine was restarted since the container was made.
+pub fn is_of_another_boot(container: &Container, boot_id: &str) -> bool {
+    container.labels.get(LABEL_BOOT).is_some_and(|boot| boot != boot_id)
+}
+
+/// The ports that a container holds until it has exited.
+pub fn ports(container: &Container) -> PortSet {
+    let ports = container.labels.get(LABEL_PORTS);
+    ports.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// The devices that a container holds until it has exited.
@@ -104,6 +129,10 @@ fn labels(task: &Task, attempt: u32, devices: &[&str]) -> BTreeMap<String, Strin
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
+    let ports = task.status.as_ref().map(|status| &status.ports);
+    if let Some(ports) = ports.filter(|ports| !ports.is_empty()) {
+        labels.insert(LABEL_PORTS.to_owned(), ports.to_string());
+    }
     if !devices.is_empty() {
         labels.insert(LABEL_DEVICES.to_owned(), devices.join(","));
     }
@@ -163,7 +192,6 @@ fn limits(task: &Task) -> Limits {
 
 #[cfg(test)]
 mod tests {
-    use muster_api::ports::PortSet;
     use muster_api::v1::{EnvVar, Limits as TaskLimits, User as TaskUser};
 
     use super::*;
@@ -218,6 +246,13 @@ mod tests {
         assert_eq!(spec.limits.memory_bytes, Some(64 << 20));
         assert_eq!(spec.limits.pids, Some(PIDS_MAX));
         assert_eq!(spec.labels[LABEL_DEVICES], "GPU-sim-a1-01");
+        let container = Container {
+            id: container_id("uid-t1", 2).expect("plain"),
+            labels: spec.labels.clone(),
+            state: muster_runtime::State::Created,
+        };
+        assert_eq!(ports(&container), PortSet::range(31_000, 31_001));
+        assert_eq!(task_key(&container), Some(TaskKey::of(&task)));
         assert!(spec.check().is_ok());
     }
 

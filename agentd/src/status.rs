@@ -15,6 +15,9 @@ use crate::limits::ATTEMPTS_MAX;
 /// The error of an attempt whose container disappeared.
 pub const VANISHED: &str = "the container disappeared; how the command ended is not known";
 
+/// The error of an attempt that the machine was restarted under.
+pub const REBOOTED: &str = "the machine was restarted";
+
 /// A run of a command that is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -94,6 +97,15 @@ impl Ended {
         }
     }
 
+    /// The same, but the machine was restarted: what nobody saw ended by that.
+    pub fn by_reboot(self) -> Ended {
+        let seen = self.code.is_some() || self.signal.is_some();
+        Ended {
+            error: if seen { self.error } else { Some(REBOOTED.to_owned()) },
+            ..self
+        }
+    }
+
     /// As a status keeps it.
     pub fn attempt(&self) -> Attempt {
         Attempt {
@@ -116,6 +128,11 @@ impl Ended {
     pub fn outcome(&self) -> Outcome {
         let outcome = |phase, reason, message: String| Outcome { phase, reason, message };
         match (&self.error, self.code, self.signal) {
+            (Some(error), None, None) if error == REBOOTED => outcome(
+                Phase::Failed,
+                TaskReason::HostRebooted,
+                "the machine was restarted under the task".to_owned(),
+            ),
             (Some(error), _, _) if error == FENCED => {
                 let message =
                     "ended on its machine because the agent had no contact for as long as spec.unreachable allows";

@@ -157,6 +157,29 @@ impl View {
         self.revision < self.highest
     }
 
+    /// The highest revision that was ever seen; at least what was seen before this process.
+    pub fn highest(&self) -> u64 {
+        self.highest
+    }
+
+    /// The revision that the server is at, as far as it was told.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// A view that continues another one: that one had reached this revision.
+    pub fn after(highest: u64) -> View {
+        View {
+            highest,
+            ..View::default()
+        }
+    }
+
+    /// What the server says now is right, whatever it said before.
+    pub fn accept_regression(&mut self) {
+        self.highest = self.revision;
+    }
+
     /// Whether the absence of a task means something.
     pub fn is_consistent(&self) -> bool {
         self.listed && self.live && !self.regressed()

@@ -77,6 +77,10 @@ pub struct PlanInput<'a> {
     pub may_start: bool,
     /// Whether the runtime can end a container without the agent.
     pub can_fence: bool,
+    /// Why tasks that never ran are not run although they may be: the disk is full.
+    pub disk: Option<&'a str>,
+    /// The boot of the machine.
+    pub boot_id: &'a str,
     /// Whether everything is to be stopped because the agent ends.
     pub draining: bool,
     /// Uids of tasks that the runtime works on right now; nothing is planned for them.
@@ -154,8 +158,13 @@ struct TaskPlan {
     wake: Option<Timestamp>,
 }
 
-/// The devices that are in use, and by which task (uid).
-type Held<'a> = BTreeMap<&'a str, &'a str>;
+/// The devices and ports that are in use, and by which task (uid).
+type Held<'a> = BTreeMap<String, &'a str>;
+
+/// A port among what is in use.
+fn port(port: u16) -> String {
+    format!("port {port}")
+}
 
 fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     [a, b].into_iter().flatten().min()
@@ -176,7 +185,8 @@ pub fn plan(input: &PlanInput<'_>) -> AgentPlan {
         };
         containers.entry(uid).or_default().insert(attempt, container);
         if !matches!(container.state, State::Exited(_)) {
-            held.extend(spec::devices(container).map(|device| (device, uid)));
+            held.extend(spec::devices(container).map(|device| (device.to_owned(), uid)));
+            held.extend(spec::ports(container).iter().map(|number| (port(number), uid)));
         }
     }
     for (key, task) in input.tasks {

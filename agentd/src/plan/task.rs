@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use muster_api::task_state::{Phase, Writer};
 use muster_api::v1::{Desired, Task, TaskReason, TaskStatus};
-use muster_runtime::{Container, ContainerId, State};
+use muster_runtime::{Container, ContainerId, ContainerSpec, State};
 
 use super::memory::after;
-use super::{Action, Failure, Held, PlanInput, Report, TaskPlan, Verb, earlier};
+use super::{Action, Failure, Held, PlanInput, Report, TaskPlan, Verb, earlier, port};
 use crate::limits::{CONTAINERS_KEPT, START_PATIENCE};
 use crate::restart::{self, Decision};
 use crate::spec::{self, container_id, container_spec};
@@ -123,7 +123,11 @@ impl Case<'_> {
             return match &container.state {
                 State::Created => Latest::Prepared(number, container.id.clone()),
                 State::Running { .. } => Latest::Running(container.id.clone()),
-                State::Exited(exit) => Latest::Ended(Ended::of_exit(number, exit)),
+                State::Exited(exit) => {
+                    let ended = Ended::of_exit(number, exit);
+                    let rebooted = spec::is_of_another_boot(container, self.input.boot_id);
+                    Latest::Ended(if rebooted { ended.by_reboot() } else { ended })
+                }
             };
         }
         let attempt = self.status.attempts.iter().find(|attempt| attempt.number == number);
@@ -221,15 +225,22 @@ impl Case<'_> {
             }
             _ => {}
         }
-        let waits = self.device_in_use();
+        let full = self.input.disk.map(|disk| format!("not started yet: {disk}"));
+        let waits = self.in_use().or(full);
         let message = waits
             .clone()
             .or_else(|| failure.map(|failure| format!("trying again: {}", failure.message)));
         self.say(Phase::Starting, TaskReason::Preparing, message.unwrap_or_default());
         if waits.is_none() && self.input.may_start {
-            let spec = Box::new(spec);
-            self.act(Action::Create { id, spec });
+            self.create(id, spec);
         }
+    }
+
+    fn create(&mut self, id: ContainerId, mut spec: ContainerSpec) {
+        let boot_id = self.input.boot_id.to_owned();
+        spec.labels.insert(spec::LABEL_BOOT.to_owned(), boot_id);
+        let spec = Box::new(spec);
+        self.act(Action::Create { id, spec });
     }
 
     /// Whether an attempt may be begun now. Further ones are begun without a session, too, unless somebody may think by then that the task
@@ -238,15 +249,16 @@ impl Case<'_> {
         self.input.may_start || (number > 1 && spec::fence(self.task).is_none())
     }
 
-    /// A device of the task that another task's container still holds, in words.
-    fn device_in_use(&self) -> Option<String> {
-        let mut devices = self.status.devices.iter();
-        let (device, holder) = devices.find_map(|device| {
-            let holder = self.held.get(device.as_str()).filter(|holder| **holder != self.uid)?;
-            Some((device, holder))
+    /// A device or port of the task that another task's container still holds, in words.
+    fn in_use(&self) -> Option<String> {
+        let devices = self.status.devices.iter().cloned();
+        let mut wanted = devices.chain(self.status.ports.iter().map(port));
+        let (thing, holder) = wanted.find_map(|thing| {
+            let holder = self.held.get(&thing).filter(|holder| **holder != self.uid)?;
+            Some((thing, holder))
         })?;
         Some(format!(
-            "waits until the container of task uid {holder} has let go of {device}"
+            "waits until the container of task uid {holder} has let go of {thing}"
         ))
     }
 
@@ -259,7 +271,7 @@ impl Case<'_> {
         }
         let failure = self.input.memory.failure(id, Verb::Start);
         let failed = failure.is_some_and(|failure| after(failure.since, START_PATIENCE) <= self.input.now);
-        let waits = self.device_in_use();
+        let waits = self.in_use();
         let trouble = failure.map(|failure| format!("trying again: {}", failure.message));
         let message = waits.clone().or(trouble);
         if number == 1 {
@@ -324,7 +336,7 @@ impl Case<'_> {
             };
             return self.end(outcome, ended.finished_ms);
         }
-        let waits = self.device_in_use();
+        let waits = self.in_use();
         let trouble = failure.map(|failure| format!("trying again: {}", failure.message));
         let message = waits.clone().or(trouble).unwrap_or_else(|| {
             let Outcome { message, .. } = ended.outcome();
@@ -340,8 +352,7 @@ impl Case<'_> {
         if at > self.input.now {
             self.plan.wake = earlier(self.plan.wake, Some(at));
         } else if let (Ok(spec), None, true) = (spec, waits, self.may_begin(number)) {
-            let spec = Box::new(spec);
-            self.act(Action::Create { id, spec });
+            self.create(id, spec);
         }
     }
 

@@ -529,3 +529,40 @@ fn a_stray_older_attempt_is_stopped_before_anything_is_said() {
     let scene = Scene::at(Phase::Running, retrying(RestartPolicy::Always)).with("t", 1, running());
     scene.with("t", 2, exit(0)).check(&["stop 1 15"], None);
 }
+
+#[test]
+fn with_a_full_disk_nothing_new_is_begun_and_what_runs_is_looked_after() {
+    let mut scene = Scene::of(nothing);
+    scene.disk = Some("the disk is full");
+    let plan = scene.check(&[], PREPARING);
+    assert!(said(&plan).expect("it is said").message.contains("the disk is full"));
+    let mut scene = Scene::at(Phase::Running, killed).with("t", 1, running());
+    scene.disk = Some("the disk is full");
+    scene.check(&["stop 1 15"], KILLING);
+}
+
+#[test]
+fn a_port_that_another_container_holds_is_waited_for() {
+    let ports = |task: &mut Task| {
+        task.status.as_mut().expect("bound").ports = muster_api::ports::PortSet::range(31_000, 31_001);
+    };
+    let mut scene = Scene::of(ports).with("old", 1, running());
+    let labels = &mut scene.containers[0].labels;
+    labels.insert(crate::spec::LABEL_PORTS.to_owned(), "31001-31002".to_owned());
+    let plan = scene.check(&[], PREPARING);
+    assert!(said(&plan).expect("it is said").message.contains("port 31001"));
+    scene.containers[0].state = exit(0);
+    scene.check(&["create 1"], PREPARING);
+}
+
+#[test]
+fn what_was_made_in_another_boot_and_nobody_saw_end_ended_by_it() {
+    let lost = State::Exited(Exit::never_ran(START_MS, "lost"));
+    let mut scene = Scene::at(Phase::Running, nothing).with("t", 1, lost);
+    let labels = &mut scene.containers[0].labels;
+    labels.insert(crate::spec::LABEL_BOOT.to_owned(), "b0".to_owned());
+    scene.check(&[], Some((Phase::Failed, TaskReason::HostRebooted)));
+    // What had ended before is told as it was.
+    scene.containers[0].state = exit(0);
+    scene.check(&[], Some((Phase::Finished, TaskReason::Completed)));
+}

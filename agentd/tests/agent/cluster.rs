@@ -1,7 +1,7 @@
 //! A router with an in-memory store, agents with fake runtimes, all on tokio's paused clock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use muster_agentd::devices::SimulatedDevices;
@@ -18,7 +18,7 @@ use muster_apiserver::auth::{Tokens, User};
 use muster_apiserver::logs::{LogSource, NoLogs};
 use muster_client::Client;
 use muster_runtime::{ContainerId, FakeRuntime};
-use muster_store::MemoryStore;
+use muster_store::{MemoryStore, Store};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -32,11 +32,15 @@ pub(crate) const START_MS: i64 = 1_800_000_000_000;
 pub(crate) struct World {
     start: Instant,
     uids: AtomicU64,
+    /// How far the wall clock is off, in milliseconds.
+    pub(crate) jump_ms: AtomicI64,
 }
 
 impl World {
     fn now_ms(&self) -> i64 {
-        START_MS + i64::try_from(self.start.elapsed().as_millis()).expect("tests are short")
+        START_MS
+            + i64::try_from(self.start.elapsed().as_millis()).expect("tests are short")
+            + self.jump_ms.load(Ordering::Relaxed)
     }
 }
 
@@ -73,13 +77,19 @@ impl Cluster {
     }
 
     pub(crate) async fn with_logs(logs: Arc<dyn LogSource>) -> Cluster {
+        Cluster::on(Arc::new(MemoryStore::new()), logs).await
+    }
+
+    /// Over a store that may hold something.
+    pub(crate) async fn on(store: Arc<dyn Store>, logs: Arc<dyn LogSource>) -> Cluster {
         let env = Arc::new(World {
             start: Instant::now(),
             uids: AtomicU64::new(1),
+            jump_ms: AtomicI64::new(0),
         });
         let tokens = Arc::new(Tokens::in_memory());
         let state = muster_apiserver::State::start(muster_apiserver::Config {
-            store: Arc::new(MemoryStore::new()),
+            store,
             env: env.clone(),
             resources: muster_apiserver::kinds::resources(),
             authenticator: tokens.clone(),
@@ -126,6 +136,18 @@ impl Cluster {
         Client::in_process(service, &self.token(agent))
     }
 
+    /// A client of agent `a1` that reaches this cluster, or the other one while `other` is set.
+    pub(crate) fn switchable(&self, other: &Cluster, switched: Arc<AtomicBool>) -> Client {
+        let ways = [self, other].map(|cluster| (cluster.router(), format!("Bearer {}", cluster.token("a1"))));
+        let service = tower::service_fn(move |mut request: http::Request<kube::client::Body>| {
+            let (router, token) = ways[usize::from(switched.load(Ordering::Relaxed))].clone();
+            let token = token.parse().expect("tokens are visible characters");
+            request.headers_mut().insert(http::header::AUTHORIZATION, token);
+            router.oneshot(request.map(axum::body::Body::new))
+        });
+        Client::in_process(service, "replaced")
+    }
+
     /// How many requests agents have made.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
@@ -134,6 +156,11 @@ impl Cluster {
     /// Stops the control plane: watches end, and nothing is seen any more.
     pub(crate) fn stop(&self) {
         self.state.stop();
+    }
+
+    /// The uid of the cluster.
+    pub(crate) async fn uid(&self) -> String {
+        self.state.cluster.to_str().expect("uids are plain").to_owned()
     }
 
     /// The token of the agent of this name.
@@ -172,6 +199,7 @@ impl Cluster {
             versions: Versions::default(),
             session_ttl: Duration::from_secs(15),
             server: None,
+            data: Default::default(),
             stop_tasks_on_shutdown: false,
         }
     }

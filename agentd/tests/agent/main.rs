@@ -4,6 +4,7 @@ mod cluster;
 mod faults;
 mod logs;
 mod process;
+mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,7 +153,7 @@ async fn a_name_belongs_to_one_machine() {
         .task
         .await
         .expect("it does not panic");
-    assert!(matches!(ended, Err(Error::NameTaken(_))), "{ended:?}");
+    assert!(matches!(ended, Err(Error::Refused(_))), "{ended:?}");
 }
 
 #[tokio::test(start_paused = true)]

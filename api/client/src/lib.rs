@@ -17,6 +17,7 @@ mod objects;
 mod pinned;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -43,6 +44,9 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest answer that is read: a list of 100,000 objects of 2 KiB, with room.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// More clusters behind one address than this are not told apart; two are one too many.
+const CLUSTERS_MAX: usize = 8;
 
 /// The right to act: a lease, and which incarnation of it. On the wire `NAMESPACE/NAME@CREATE_REVISION`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,6 +136,28 @@ impl Client {
         Client {
             kube: kube::Client::new(service, self.default_namespace()),
             fence: Some(fence.clone()),
+        }
+    }
+
+    /// A client that adds to `clusters` the uid of each cluster that answers it, before whoever called has the answer.
+    ///
+    /// It starts a small task that ends with the last clone.
+    pub fn noting_clusters(&self, clusters: tokio::sync::watch::Sender<BTreeSet<String>>) -> Client {
+        let inner = self.kube.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (inner, clusters) = (inner.clone(), clusters.clone());
+            async move {
+                let response = inner.send(request).await?;
+                let cluster = response.headers().get(names::HEADER_CLUSTER);
+                if let Some(cluster) = cluster.and_then(|value| value.to_str().ok()) {
+                    clusters.send_if_modified(|known| known.len() < CLUSTERS_MAX && known.insert(cluster.to_owned()));
+                }
+                Ok::<_, kube::Error>(response)
+            }
+        });
+        Client {
+            kube: kube::Client::new(service, self.default_namespace()),
+            fence: self.fence.clone(),
         }
     }
 

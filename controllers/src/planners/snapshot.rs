@@ -7,6 +7,7 @@ use muster_allocator::{
     AgentSnapshot, Availability, DeclaredDemand, Filter, FrameworkId, FrameworkSnapshot, Held, OpenOffer, PendingTask,
     QuotaSnapshot, RoleDemand, Snapshot,
 };
+use muster_api::Condition;
 use muster_api::device::GpuRequirement;
 use muster_api::v1::{Agent, Demand, Desired, Framework, Offer, OfferPhase, Reachability, Task};
 
@@ -101,6 +102,13 @@ fn agent_snapshot(view: &View, agent: &Agent, now: Timestamp) -> AgentSnapshot {
     }
 }
 
+/// What an agent says that keeps it from its work.
+fn not_ready(agent: &Agent) -> Option<&Condition> {
+    let conditions = &agent.status.as_ref()?.conditions;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    (ready.status == "False").then_some(ready)
+}
+
 /// Why no offers of an agent may be made.
 fn unavailable(view: &View, agent: &Agent) -> Option<String> {
     let name = agent.name();
@@ -122,6 +130,8 @@ fn unavailable(view: &View, agent: &Agent) -> Option<String> {
         Some("the agent has not yet said what it has".to_owned())
     } else if view.presence(name).is_none() || fenced(agent) {
         Some("the agent cannot be reached".to_owned())
+    } else if let Some(ready) = not_ready(agent) {
+        Some(format!("the agent takes no new tasks: {}", ready.message))
     } else {
         unreadable.map(|problem| format!("what the agent holds is not known: {}", problem.message))
     }

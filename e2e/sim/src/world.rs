@@ -266,6 +266,7 @@ fn agent_config(name: String, incarnation: u64) -> muster_agentd::Config {
         versions: Versions::default(),
         session_ttl: Duration::from_secs(5),
         server: None,
+        data: Default::default(),
         stop_tasks_on_shutdown: false,
         name,
     }

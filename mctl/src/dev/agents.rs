@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use muster_agentd::data_dir::DataDir;
 use muster_agentd::devices::{DeviceSource, NoDevices, SimulatedDevices};
 use muster_agentd::machine::{self, Claim};
 use muster_agentd::tls::Material;
@@ -96,6 +97,7 @@ impl Agent {
                 advertise: place.listen.1,
                 tls: place.tls,
             }),
+            data: DataDir::at(&place.directory),
             stop_tasks_on_shutdown: place.stop_tasks,
         };
         let mut shown = capacity;

@@ -1,0 +1,106 @@
+//! What an agent keeps on disk besides its containers and its claim: what it knows of its cluster. Not used by simulated agents.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::trust::Known;
+
+/// With less free space than this nothing new is begun: a container's directory, its logs' first bytes, and room for what runs to go on.
+const BYTES_LOW: u64 = 64 << 20;
+/// With fewer free files than this nothing new is begun: a container has about twenty.
+const FILES_LOW: u64 = 256;
+
+const FILE: &str = "cluster";
+
+/// The data directory; without a path nothing is kept and there is always room.
+#[derive(Clone, Debug, Default)]
+pub struct DataDir {
+    path: Option<PathBuf>,
+}
+
+impl DataDir {
+    /// A directory that is this process's own.
+    pub fn at(path: impl Into<PathBuf>) -> DataDir {
+        DataDir {
+            path: Some(path.into()),
+        }
+    }
+
+    /// What is remembered. What cannot be read is not; that is logged, and the agent learns it anew.
+    pub fn read(&self) -> Known {
+        let Some(path) = self.path.as_ref().map(|path| path.join(FILE)) else {
+            return Known::default();
+        };
+        let known = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Known::default(),
+            Err(error) => Err(error),
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+        };
+        known.unwrap_or_else(|error| {
+            tracing::error!(path = %path.display(), %error, "what was known of the cluster cannot be read; it is learnt anew");
+            Known::default()
+        })
+    }
+
+    /// Remembers, durably. Blocks.
+    pub fn write(&self, known: &Known) -> io::Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let new = path.join("cluster.new");
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec(known)?)?;
+        file.sync_all()?;
+        fs::rename(new, path.join(FILE))?;
+        File::open(path)?.sync_all()
+    }
+
+    /// Why nothing new can be begun, if the disk is full.
+    pub fn pressure(&self) -> Option<String> {
+        self.path.as_deref().and_then(pressure)
+    }
+}
+
+fn pressure(path: &Path) -> Option<String> {
+    // Not being told is no reason to refuse.
+    let disk = nix::sys::statvfs::statvfs(path).ok()?;
+    let bytes = disk.blocks_available().saturating_mul(disk.fragment_size());
+    // Some file systems have no fixed number of files.
+    let files_low = disk.files() > 0 && disk.files_available() < FILES_LOW;
+    (bytes < BYTES_LOW || files_low).then(|| {
+        format!(
+            "the disk of {} is full: {} MiB and {} files are free; make room there, then tasks are started again",
+            path.display(),
+            bytes >> 20,
+            disk.files_available()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_outlives_the_process() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let data = DataDir::at(temp.path());
+        assert_eq!(data.read(), Known::default());
+        let known = Known {
+            cluster: "c1".to_owned(),
+            highest: 7,
+            quarantine: Some("t".to_owned()),
+        };
+        data.write(&known).expect("written");
+        assert_eq!(DataDir::at(temp.path()).read(), known);
+        fs::write(temp.path().join(FILE), "{").expect("written");
+        assert_eq!(data.read(), Known::default(), "a damaged file does not stop the agent");
+        assert_eq!(DataDir::default().read(), Known::default());
+    }
+
+    #[test]
+    fn an_ordinary_disk_has_room() {
+        let temp = tempfile::tempdir().expect("a directory");
+        assert_eq!(DataDir::at(temp.path()).pressure(), None);
+        assert_eq!(DataDir::default().pressure(), None);
+    }
+}
