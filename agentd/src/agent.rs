@@ -49,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) clusters: watch::Receiver<BTreeSet<String>>,
     /// Where to say what keeps the agent from its work.
     pub(crate) health: watch::Sender<Health>,
+    /// Has the tasks listed again.
+    pub(crate) relist: Arc<Notify>,
     /// What an operator has confirmed.
     pub(crate) confirmed: watch::Receiver<Option<String>>,
     pub(crate) runtime: Arc<dyn Runtime>,
@@ -262,9 +264,14 @@ impl Agent {
             Done::Looked(highest, answer) => {
                 self.look_at = Some(Instant::now() + RESYNC);
                 match answer {
-                    Ok(revision) => self
-                        .trust
-                        .looked(revision, highest, || self.parts.env.uid().to_string()),
+                    Ok(revision) => {
+                        let token = || self.parts.env.uid().to_string();
+                        self.trust.looked(revision, highest, token);
+                        if revision < highest && !self.view.regressed() {
+                            // A watch from a revision that does not exist any more only waits for it.
+                            self.parts.relist.notify_one();
+                        }
+                    }
                     Err(error) => tracing::warn!(%error, "the API server does not say where it is"),
                 }
             }
@@ -336,7 +343,7 @@ impl Agent {
         if !trusted && self.draining.is_none() {
             // Nothing that the server says now counts, and nothing that is said to it would.
             self.idle = false;
-            self.wake = self.look_at;
+            self.wake = self.look_at.filter(|at| *at > now);
             return;
         }
         let session = session.filter(|_| trusted);

@@ -27,6 +27,11 @@ impl DataDir {
         }
     }
 
+    /// Whether anything is kept.
+    pub fn is_kept(&self) -> bool {
+        self.path.is_some()
+    }
+
     /// What is remembered. What cannot be read is not; that is logged, and the agent learns it anew.
     pub fn read(&self) -> Known {
         let Some(path) = self.path.as_ref().map(|path| path.join(FILE)) else {

@@ -4,6 +4,7 @@
 //! that died silently is noticed within [`WATCH_TIMEOUT`] and a little. What must never happen here: an event dropped because somebody
 //! is slow (the channel is bounded, so the connection waits).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -12,7 +13,7 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Request;
 use muster_client::{Call, Client, Error};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::limits::{REQUEST_DEADLINE, RETRY_FIRST, RETRY_MAX, WATCH_TIMEOUT};
@@ -55,6 +56,7 @@ struct Feed {
     client: Client,
     selector: String,
     events: mpsc::Sender<ViewEvent>,
+    relist: Arc<Notify>,
 }
 
 /// Waits that double.
@@ -74,11 +76,13 @@ impl Backoff {
 }
 
 /// Feeds the tasks of `agent` into `events`, until nobody listens.
-pub async fn feed(client: Client, agent: String, events: mpsc::Sender<ViewEvent>) {
+/// `relist` has it list at once, wherever it is.
+pub async fn feed(client: Client, agent: String, events: mpsc::Sender<ViewEvent>, relist: Arc<Notify>) {
     let feed = Feed {
         client,
         selector: format!("status.agent={agent}"),
         events,
+        relist,
     };
     // The only way out of the loop is that nobody listens.
     let Err(Unheard) = feed.run().await;
@@ -157,7 +161,12 @@ impl Feed {
         tokio::pin!(stream);
         let deadline = Instant::now() + WATCH_TIMEOUT + SLACK;
         loop {
-            let event = match tokio::time::timeout_at(deadline, stream.next()).await {
+            let next = tokio::select! {
+                biased;
+                () = self.relist.notified() => return Ok(End::Expired),
+                next = tokio::time::timeout_at(deadline, stream.next()) => next,
+            };
+            let event = match next {
                 Err(_) | Ok(None) => return Ok(End::Resume),
                 Ok(Some(Err(error))) => return Ok(ended(&Error::from(error))),
                 Ok(Some(Ok(event))) => event,

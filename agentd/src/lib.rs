@@ -169,7 +169,8 @@ pub async fn run(
         confirmed: confirmed_out,
     };
     helpers.spawn(async move { Ok(registrar.register().await?) });
-    let feed = feed::feed(client.clone(), config.name.clone(), events_out);
+    let relist = Arc::new(Notify::new());
+    let feed = feed::feed(client.clone(), config.name.clone(), events_out, Arc::clone(&relist));
     helpers.spawn(async move {
         feed.await;
         Ok(())
@@ -182,6 +183,7 @@ pub async fn run(
         clusters,
         health: health_out,
         confirmed,
+        relist,
         runtime,
         devices,
         env,

@@ -54,6 +54,9 @@ impl Agent {
 
     /// Has what is known of the cluster written down: at once when it is about trust, seldom when only time has passed.
     fn note(&mut self, now: Instant) {
+        if !self.parts.data.is_kept() {
+            return;
+        }
         let known = self.trust.known();
         let (noted, due) = &self.noted;
         let urgent = (&known.cluster, &known.quarantine) != (&noted.cluster, &noted.quarantine);
