@@ -42,8 +42,8 @@ pub fn owner(container: &Container) -> Option<(&str, u32)> {
 /// The name of the task that a container is of.
 pub fn task_key(container: &Container) -> Option<TaskKey> {
     Some(TaskKey {
-        namespace: container.labels.get(LABEL_NAMESPACE)?.clone(),
-        name: container.labels.get(LABEL_TASK)?.clone(),
+        namespace: container.labels.get(LABEL_NAMESPACE)?.to_owned(),
+        name: container.labels.get(LABEL_TASK)?.to_owned(),
     })
 }
 
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(spec.labels[LABEL_DEVICES], "GPU-sim-a1-01");
         let container = Container {
             id: container_id("uid-t1", 2).expect("plain"),
-            labels: spec.labels.clone(),
+            labels: spec.labels.clone().into_iter().collect(),
             state: muster_runtime::State::Created,
         };
         assert_eq!(ports(&container), PortSet::range(31_000, 31_001));

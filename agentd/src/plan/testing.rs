@@ -134,10 +134,15 @@ impl Scene {
         self
     }
 
-    pub(crate) fn holding(mut self, device: &str) -> Scene {
+    pub(crate) fn holding(self, device: &str) -> Scene {
+        self.labelled(LABEL_DEVICES, device)
+    }
+
+    /// With this label besides on the last container.
+    pub(crate) fn labelled(mut self, label: &str, value: &str) -> Scene {
         let last = self.containers.last_mut().expect("a container was added");
         let kept = [LABEL_UID, LABEL_ATTEMPT].map(|name| (name, last.labels.get(name).unwrap_or_default()));
-        last.labels = kept.into_iter().chain([(LABEL_DEVICES, device)]).collect();
+        last.labels = kept.into_iter().chain([(label, value)]).collect();
         self
     }
 

@@ -546,9 +546,8 @@ fn a_port_that_another_container_holds_is_waited_for() {
     let ports = |task: &mut Task| {
         task.status.as_mut().expect("bound").ports = muster_api::ports::PortSet::range(31_000, 31_001);
     };
-    let mut scene = Scene::of(ports).with("old", 1, running());
-    let labels = &mut scene.containers[0].labels;
-    labels.insert(crate::spec::LABEL_PORTS.to_owned(), "31001-31002".to_owned());
+    let scene = Scene::of(ports).with("old", 1, running());
+    let mut scene = scene.labelled(crate::spec::LABEL_PORTS, "31001-31002");
     let plan = scene.check(&[], PREPARING);
     assert!(said(&plan).expect("it is said").message.contains("port 31001"));
     scene.containers[0].state = exit(0);
@@ -558,9 +557,8 @@ fn a_port_that_another_container_holds_is_waited_for() {
 #[test]
 fn what_was_made_in_another_boot_and_nobody_saw_end_ended_by_it() {
     let lost = State::Exited(Exit::never_ran(START_MS, "lost"));
-    let mut scene = Scene::at(Phase::Running, nothing).with("t", 1, lost);
-    let labels = &mut scene.containers[0].labels;
-    labels.insert(crate::spec::LABEL_BOOT.to_owned(), "b0".to_owned());
+    let scene = Scene::at(Phase::Running, nothing).with("t", 1, lost);
+    let mut scene = scene.labelled(crate::spec::LABEL_BOOT, "b0");
     scene.check(&[], Some((Phase::Failed, TaskReason::HostRebooted)));
     // What had ended before is told as it was.
     scene.containers[0].state = exit(0);
