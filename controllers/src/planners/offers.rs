@@ -116,11 +116,8 @@ fn wait_for_limits(view: &View, agents: &mut BTreeMap<&str, AgentChanges>) {
         return;
     }
     let is_limited = |role: &str| {
-        let below = |limit: &&str| {
-            role.strip_prefix(*limit)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        limited.iter().any(|limit| below(limit))
+        let mut rests = limited.iter().filter_map(|limit| role.strip_prefix(limit));
+        rests.any(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     for (agent, changes) in agents
         .iter_mut()
