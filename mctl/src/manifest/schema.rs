@@ -229,14 +229,11 @@ fn foreign(path: &str) -> Option<&'static str> {
         "spec.resources.requests" => "what is asked for stands directly under `spec.resources`",
         "spec.resources.limits" => "limits stand under `spec.limits`, beside `spec.resources`",
         "spec.resources.nvidia.com/gpu" => "write `gpus`",
-        "spec.image" => "in this release a command runs on the agent's own root; leave the image out",
         "spec.nodeSelector" | "spec.affinity" => {
             "write `spec.constraints`, such as [{attribute: zone, operator: In, values: [a]}]"
         }
         "spec.replicas" => "a Task is one placement; create one Task for each",
-        "spec.tolerations" | "spec.volumes" | "spec.healthCheck" | "spec.fetch" | "spec.unreachable" => {
-            "this release does not have it"
-        }
+        "spec.tolerations" | "spec.volumes" | "spec.healthCheck" | "spec.fetch" => "this release does not have it",
         "spec.activeDeadlineSeconds" => "write `spec.deadline`, such as 1h",
         "spec.terminationGracePeriodSeconds" => "write `spec.kill.gracePeriod`, such as 5s",
         "spec.backoffLimit" => "write `spec.maxRetries`",
