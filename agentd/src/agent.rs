@@ -67,7 +67,8 @@ pub(crate) struct Parts {
 /// A job that has ended.
 enum Done {
     Acted(String, Vec<Acted>),
-    Reported(TaskKey, Box<Result<Option<Task>, CallError>>),
+    /// With the revision of the session under which it was said.
+    Reported(TaskKey, u64, Box<Result<Option<Task>, CallError>>),
     /// Whether there is no task of this uid, and at which revision.
     Asked(String, Result<(bool, u64), CallError>),
     /// The highest revision seen when the server was asked where it is, and its answer.
@@ -252,9 +253,9 @@ impl Agent {
                 self.busy.remove(&uid);
                 self.stale = true;
             }
-            Done::Reported(key, answer) => {
+            Done::Reported(key, session, answer) => {
                 self.reporting.remove(&key);
-                self.reported(key, *answer);
+                self.reported(key, session, *answer);
             }
             Done::Asked(uid, answer) => {
                 let counts = |(_, revision): &(bool, u64)| *revision >= self.view.highest();
@@ -286,7 +287,7 @@ impl Agent {
         }
     }
 
-    fn reported(&mut self, key: TaskKey, answer: Result<Option<Task>, CallError>) {
+    fn reported(&mut self, key: TaskKey, session: u64, answer: Result<Option<Task>, CallError>) {
         match answer {
             Ok(Some(task)) => {
                 self.holds.remove(&key);
@@ -297,12 +298,8 @@ impl Agent {
             Ok(None) => {}
             Err(CallError::Fenced(_)) => {
                 tracing::warn!(task = %key, "the session is gone; nothing is said until there is another");
-                self.fenced = self
-                    .parts
-                    .active
-                    .borrow()
-                    .as_ref()
-                    .map(|session| session.fence.revision);
+                // The answer may come when there is another session already, which it says nothing about.
+                self.fenced = self.fenced.max(Some(session));
                 self.parts.doubt.notify_one();
                 return;
             }
@@ -447,8 +444,9 @@ impl Agent {
             }
         };
         self.reporting.insert(key.clone());
+        let session = session.fence.revision;
         self.jobs
-            .spawn(async move { Done::Reported(key, Box::new(saying.await)) });
+            .spawn(async move { Done::Reported(key, session, Box::new(saying.await)) });
     }
 }
 
