@@ -139,7 +139,13 @@ fn s14_member_wiped_and_added_again() {
         let id = id.context("e3 is a member")?.to_owned();
         world.process("e3/etcd").kill()?;
         std::fs::remove_dir_all(world.member_directory("e3"))?;
-        world.etcdctl(&["e1", "e2"], &["member", "remove", &id])?;
+        let removed = async || {
+            // Without an answer, as while etcd looks for a leader, it may have happened or not: the list tells.
+            let _ = world.etcdctl(&["e1", "e2"], &["member", "remove", &id]);
+            let list = world.etcdctl(&["e1", "e2"], &["member", "list"]).ok()?;
+            (!list.contains(&id)).then_some(())
+        };
+        until("the member to be removed", PATIENCE, removed).await?;
         load.more(3).await?;
         let peer = format!("--peer-urls=http://{}:2380", world.lab.host("e3").address);
         let added = async || world.etcdctl(&["e1", "e2"], &["member", "add", "e3", &peer]).ok();
