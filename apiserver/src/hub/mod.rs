@@ -5,6 +5,7 @@
 //! its start, in order, or is told that it cannot; whoever waits for a revision sees it. What must never happen here: an await
 //! under the lock, a queue per watcher. Tested through the routes, and by comparing a client's view with the store.
 
+mod difference;
 mod kinds;
 mod object;
 mod ring;
@@ -24,7 +25,7 @@ pub use ring::Event;
 pub use state::{Found, Part};
 
 use crate::limits;
-use ring::Ring;
+use ring::{Bounds, Ring};
 use state::HubState;
 
 /// How long the hub waits before it asks a store again that could not answer.
@@ -80,9 +81,14 @@ impl Hub {
 
     async fn bounded(store: &dyn Store, kinds: Vec<HubKind>, events: usize) -> Result<Hub, muster_store::Error> {
         let listing = store.list(&Prefix::new(""), Page::default()).await?;
-        let ring = || Ring::new(listing.revision, events, limits::RING_BYTES);
-        let mut state = HubState::new(kinds.len(), ring());
-        state.begin(&kinds, &listing.entries, ring(), listing.revision);
+        let bounds = Bounds {
+            events,
+            bytes: limits::RING_BYTES,
+            fresh_events: limits::RING_FRESH_EVENTS,
+            fresh_bytes: limits::RING_FRESH_BYTES,
+        };
+        let mut state = HubState::new(kinds.len(), Ring::new(listing.revision, bounds));
+        state.begin(&kinds, &listing.entries, listing.revision);
         let touched = kinds.iter().map(|_| watch::Sender::new(listing.revision)).collect();
         Ok(Hub {
             shared: Arc::new(Shared {
@@ -244,28 +250,27 @@ impl Hub {
         }
     }
 
-    /// Goes on from `position`, by about `most` events, and returns those of `kinds`, and whether there are more to look at. Events
+    /// Goes on from `position`, by about `most` events or [`limits::WATCH_BYTES`], and returns those of `kinds`, and whether there are more to look at. Events
     /// of one revision are not torn apart.
     pub fn advance(&self, position: &mut Position, kinds: &[KindId], most: usize) -> Result<(Vec<Event>, bool), Left> {
         let state = self.read();
-        let events = state.ring.from(position.number);
-        let mut events = events
-            .ok_or(Left {
-                floor: state.ring.floor(),
-            })?
-            .peekable();
-        let (start, mut found, mut looked_at) = (position.revision, Vec::new(), 0);
-        while let Some(event) = events.peek() {
-            if looked_at >= most && event.revision != position.revision {
+        let slots = state.ring.from(position.number).ok_or(Left {
+            floor: state.ring.floor(),
+        })?;
+        let (start, mut found, mut looked_at, mut bytes) = (position.revision, Vec::new(), 0, 0);
+        for slot in slots {
+            let enough = looked_at >= most || bytes >= limits::WATCH_BYTES;
+            if enough && slot.revision != position.revision {
                 return Ok((found, true));
             }
-            if event.revision > start && kinds.contains(&event.object().kind) {
-                found.push((*event).clone());
+            if slot.revision > start && kinds.contains(&slot.kind) {
+                let event = state.event(slot);
+                bytes += event.size();
+                found.push(event);
             }
-            position.revision = position.revision.max(event.revision);
+            position.revision = position.revision.max(slot.revision);
             position.number += 1;
             looked_at += 1;
-            events.next();
         }
         position.revision = position.revision.max(state.revision);
         Ok((found, false))

@@ -4,7 +4,7 @@
 //! bytes, `{"apiVersion":…,"kind":…,"metadata":{`, so the hub shares the store's buffer and puts the version in when it writes
 //! the object out: nothing is encoded twice and nothing is kept twice. A deleted object is its last bytes with a later version.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 
 use bytes::Bytes;
 use muster_store::{Entry, Key, Revision};
@@ -25,12 +25,12 @@ pub struct Object {
     /// The revision at which it came into being.
     pub created: Revision,
     value: Bytes,
-    /// Where the resource version goes in.
-    splice: usize,
     /// The selectable fields of its kind, then keys and values of its labels.
     texts: Texts,
     /// How many of them are fields.
-    fields: usize,
+    fields: u16,
+    /// Where the resource version goes in.
+    splice: u16,
 }
 
 /// Short texts in one allocation: each a length and its bytes. An object has about five of them, and there are tens of thousands of
@@ -65,13 +65,10 @@ impl Object {
     pub(super) fn new(id: KindId, kind: &HubKind, entry: &Entry) -> Option<Object> {
         let json: Value = serde_json::from_slice(&entry.value).ok()?;
         let metadata = json.get("metadata")?.as_object()?;
-        let (value, splice) = if entry.value.starts_with(kind.head.as_bytes()) {
-            (entry.value.clone(), kind.head.len())
+        let value = if entry.value.starts_with(kind.head.as_bytes()) {
+            entry.value.clone()
         } else {
-            (
-                encode(&kind.api_version, &kind.kind, json.as_object()?.clone()),
-                kind.head.len(),
-            )
+            encode(&kind.api_version, &kind.kind, json.as_object()?)
         };
         let labels = metadata.get("labels").and_then(Value::as_object);
         let labels = labels.into_iter().flatten().filter_map(|(key, value)| {
@@ -85,9 +82,44 @@ impl Object {
             revision: entry.mod_revision,
             created: entry.create_revision,
             value,
-            splice,
             texts: Texts::pack(fields.chain(labels.flatten())),
-            fields: kind.selectable.len(),
+            fields: u16::try_from(kind.selectable.len()).expect("a kind has a handful of selectable fields"),
+            splice: u16::try_from(kind.head.len()).expect("the names of a kind are short"),
+        })
+    }
+
+    /// Appends everything about this version but key and kind, in the order that makes versions of an object alike.
+    pub(super) fn flatten(&self, out: &mut Vec<u8>) {
+        let texts = u32::try_from(self.texts.0.len()).expect("objects are limited to far less than 4 GiB");
+        out.extend_from_slice(&self.fields.to_le_bytes());
+        out.extend_from_slice(&self.splice.to_le_bytes());
+        out.extend_from_slice(&texts.to_le_bytes());
+        out.extend_from_slice(&self.created.to_le_bytes());
+        out.extend_from_slice(&self.revision.to_le_bytes());
+        out.extend_from_slice(&self.texts.0);
+        out.extend_from_slice(&self.value);
+    }
+
+    /// The version that was flattened to this; `None`: none was.
+    pub(super) fn unflatten(key: &Key, kind: KindId, flat: Vec<u8>) -> Option<Object> {
+        let (fields, rest) = flat.split_first_chunk()?;
+        let (splice, rest) = rest.split_first_chunk()?;
+        let (texts, rest) = rest.split_first_chunk()?;
+        let (created, rest) = rest.split_first_chunk()?;
+        let (revision, rest) = rest.split_first_chunk()?;
+        let (texts, value) = rest.split_at_checked(u32::from_le_bytes(*texts) as usize)?;
+        Some(Object {
+            key: key.clone(),
+            kind,
+            revision: Revision::from_le_bytes(*revision),
+            created: Revision::from_le_bytes(*created),
+            texts: Texts(texts.into()),
+            fields: u16::from_le_bytes(*fields),
+            splice: u16::from_le_bytes(*splice),
+            value: {
+                let start = flat.len() - value.len();
+                Bytes::from(flat).slice(start..)
+            },
         })
     }
 
@@ -107,7 +139,7 @@ impl Object {
 
     /// The value of a label.
     pub fn label(&self, key: &str) -> Option<&str> {
-        let mut labels = self.texts.iter().skip(self.fields);
+        let mut labels = self.texts.iter().skip(usize::from(self.fields));
         while let (Some(known), Some(value)) = (labels.next(), labels.next()) {
             if known == key {
                 return Some(value);
@@ -118,7 +150,7 @@ impl Object {
 
     /// The text of the selectable field of this number.
     pub fn field(&self, index: usize) -> &str {
-        let mut fields = self.texts.iter().take(self.fields);
+        let mut fields = self.texts.iter().take(usize::from(self.fields));
         fields.nth(index).unwrap_or_default()
     }
 
@@ -129,7 +161,7 @@ impl Object {
 
     /// Appends the object as JSON, as of `revision`: that of its deletion.
     pub fn write_at(&self, revision: Revision, out: &mut Vec<u8>) {
-        let (head, rest) = self.value.split_at(self.splice);
+        let (head, rest) = self.value.split_at(usize::from(self.splice));
         out.extend_from_slice(head);
         out.extend_from_slice(b"\"resourceVersion\":\"");
         out.extend_from_slice(revision.to_string().as_bytes());
@@ -176,28 +208,31 @@ pub(super) fn head(api_version: &str, kind: &str) -> String {
 }
 
 /// Encodes an object for the store: without resource version, in the order that the hub relies on.
-pub fn encode(api_version: &str, kind: &str, mut object: Map<String, Value>) -> Bytes {
-    object.remove("apiVersion");
-    object.remove("kind");
-    let mut metadata = match object.remove("metadata") {
-        Some(Value::Object(metadata)) => metadata,
-        _ => Map::new(),
-    };
-    metadata.remove("resourceVersion");
+pub fn encode(api_version: &str, kind: &str, object: impl Borrow<Map<String, Value>>) -> Bytes {
+    let object = object.borrow();
     let mut out = head(api_version, kind).into_bytes();
-    out.pop();
-    append(&mut out, &Value::Object(metadata));
-    for (key, value) in object {
-        out.push(b',');
-        append(&mut out, &Value::String(key));
-        out.push(b':');
-        append(&mut out, &value);
+    let metadata = object.get("metadata").and_then(Value::as_object);
+    let metadata = metadata.into_iter().flatten();
+    for (index, (key, value)) in metadata.filter(|(key, _)| *key != "resourceVersion").enumerate() {
+        append(&mut out, index > 0, key, value);
+    }
+    out.push(b'}');
+    let rest = object.iter();
+    for (key, value) in rest.filter(|(key, _)| !["apiVersion", "kind", "metadata"].contains(&key.as_str())) {
+        append(&mut out, true, key, value);
     }
     out.push(b'}');
     out.shrink_to_fit();
     out.into()
 }
 
-fn append(out: &mut Vec<u8>, value: &Value) {
-    serde_json::to_writer(out, value).expect("values are written to memory");
+/// Appends a member of an object, behind others or as the first.
+fn append(out: &mut Vec<u8>, behind: bool, key: &str, value: &Value) {
+    const WRITTEN: &str = "values are written to memory";
+    if behind {
+        out.push(b',');
+    }
+    serde_json::to_writer(&mut *out, key).expect(WRITTEN);
+    out.push(b':');
+    serde_json::to_writer(out, value).expect(WRITTEN);
 }

@@ -11,7 +11,7 @@ use muster_store::{Change, Entry, Key, Revision};
 
 use super::kinds::{Filter, HubKind, KindId};
 use super::object::Object;
-use super::ring::{Event, Ring};
+use super::ring::{Event, Number, Ring, Slot};
 use crate::keys;
 
 /// The objects that a list asked for.
@@ -34,9 +34,16 @@ pub struct Part {
     pub limit: Option<usize>,
 }
 
+/// An object, and the event that brought it.
+#[derive(Debug)]
+struct Held {
+    object: Arc<Object>,
+    event: Number,
+}
+
 #[derive(Debug)]
 pub(super) struct HubState {
-    objects: BTreeMap<Key, Arc<Object>>,
+    objects: BTreeMap<Key, Held>,
     index: BTreeMap<(KindId, usize, Box<str>), BTreeSet<Key>>,
     counts: Vec<usize>,
     pub(super) ring: Ring,
@@ -58,7 +65,12 @@ impl HubState {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Arc<Object>> {
-        self.objects.get(key)
+        self.objects.get(key).map(|held| &held.object)
+    }
+
+    /// The event of a slot of the ring.
+    pub(super) fn event(&self, slot: &Slot) -> Event {
+        self.ring.event(slot, &|key| self.get(key.as_str()))
     }
 
     pub(super) fn count(&self, kind: KindId) -> usize {
@@ -70,7 +82,7 @@ impl HubState {
     pub(super) fn replace(&mut self, kinds: &[HubKind], entries: &[Entry], revision: Revision) -> BTreeSet<KindId> {
         let mut changes: Vec<Change> = entries
             .iter()
-            .filter(|entry| self.objects.get(&entry.key).map(|object| object.revision) != Some(entry.mod_revision))
+            .filter(|entry| self.get(entry.key.as_str()).map(|object| object.revision) != Some(entry.mod_revision))
             .map(|entry| Change {
                 key: entry.key.clone(),
                 current: Some(entry.clone()),
@@ -89,15 +101,14 @@ impl HubState {
     }
 
     /// Begins with what the store listed; there is no past.
-    pub(super) fn begin(&mut self, kinds: &[HubKind], entries: &[Entry], ring: Ring, revision: Revision) {
+    pub(super) fn begin(&mut self, kinds: &[HubKind], entries: &[Entry], revision: Revision) {
         self.replace(kinds, entries, revision);
-        self.ring = ring;
+        self.ring.clear(revision);
     }
 
     /// All changes of one revision; returns the kinds they touch.
     pub(super) fn apply(&mut self, kinds: &[HubKind], revision: Revision, changes: &[Change]) -> BTreeSet<KindId> {
         let mut touched = BTreeSet::new();
-        let mut events = Vec::with_capacity(changes.len());
         for change in changes {
             let Some(id) = kind_of(kinds, &change.key) else {
                 continue;
@@ -110,22 +121,25 @@ impl HubState {
                 }
                 object.map(Arc::new)
             });
-            let before = match &current {
-                Some(object) => self.objects.insert(object.key.clone(), object.clone()),
-                None => self.objects.remove(&change.key),
-            };
-            if before.is_none() && current.is_none() {
+            let held = self.objects.get(&change.key);
+            if held.is_none() && current.is_none() {
                 continue;
             }
+            let (before, last) = held.map(|held| (held.object.clone(), held.event)).unzip();
             self.reindex(id, kind, before.as_deref(), current.as_deref());
             touched.insert(id);
-            events.push(Event {
+            let event = Event {
                 revision,
                 before,
-                current,
-            });
+                current: current.clone(),
+            };
+            let event = self.ring.push(event, last);
+            match current {
+                Some(object) => self.objects.insert(object.key.clone(), Held { object, event }),
+                None => self.objects.remove(&change.key),
+            };
         }
-        self.ring.push(events);
+        self.ring.trim();
         self.revision = self.revision.max(revision);
         touched
     }
@@ -167,10 +181,10 @@ impl HubState {
         let found: Box<dyn Iterator<Item = &Arc<Object>>> = if let Some((field, value)) = filter.lookup(kind) {
             let keys = self.index.get(&(id, field, value.into()));
             let keys = keys.into_iter().flatten().filter(move |key| behind(key.as_str()));
-            Box::new(keys.filter_map(|key| self.objects.get(key)))
+            Box::new(keys.filter_map(|key| self.get(key.as_str())))
         } else if let (Some(name), Some(_)) = (filter.name(), filter.namespace()) {
             let key = format!("{prefix}{name}");
-            let object = self.objects.get(key.as_str());
+            let object = self.get(&key);
             Box::new(object.into_iter().filter(move |object| behind(object.key.as_str())))
         } else {
             let range = match start {
@@ -182,7 +196,7 @@ impl HubState {
             Box::new(
                 range
                     .take_while(move |(key, _)| key.as_str().starts_with(&end))
-                    .map(|(_, object)| object),
+                    .map(|(_, held)| &held.object),
             )
         };
         page(
@@ -199,30 +213,27 @@ impl HubState {
             return None;
         }
         let prefix = prefix(kind, filter);
+        let start = part.after.as_ref().map(Key::as_str);
+        let wanted = |key: &str| key.starts_with(&prefix) && start.is_none_or(|start| key > start);
         let later = self.ring.from(self.ring.after(revision)?)?;
-        let mut undone: BTreeMap<&str, Option<&Arc<Object>>> = BTreeMap::new();
-        for event in later.rev() {
-            let key = event.object().key.as_str();
-            if key.starts_with(&prefix) {
-                undone.insert(key, event.before.as_ref());
-            }
+        let mut undone: BTreeMap<&str, Option<Arc<Object>>> = BTreeMap::new();
+        for slot in later.filter(|slot| wanted(slot.key.as_str())) {
+            // The first event after the revision knows what was there.
+            let before = || self.ring.before(slot, &|key| self.get(key.as_str()));
+            undone.entry(slot.key.as_str()).or_insert_with(before);
         }
         let range = self
             .objects
             .range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
         let present = range.take_while(|(key, _)| key.as_str().starts_with(&prefix));
         let mut objects: Vec<&Arc<Object>> = present
-            .map(|(_, object)| object)
-            .filter(|object| !undone.contains_key(object.key.as_str()))
-            .chain(undone.values().filter_map(|before| *before))
+            .filter(|(key, _)| wanted(key.as_str()) && !undone.contains_key(key.as_str()))
+            .map(|(_, held)| &held.object)
+            .chain(undone.values().flatten())
             .collect();
         objects.sort_by(|a, b| a.key.cmp(&b.key));
-        let start = part.after.as_ref().map(Key::as_str);
-        let wanted = objects
-            .into_iter()
-            .filter(|object| start.is_none_or(|start| object.key.as_str() > start))
-            .filter(|object| filter.matches(object));
-        Some(page(wanted.cloned(), filter, part, revision))
+        let selected = objects.into_iter().filter(|object| filter.matches(object));
+        Some(page(selected.cloned(), filter, part, revision))
     }
 }
 

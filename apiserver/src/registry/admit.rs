@@ -1,6 +1,6 @@
 //! What every object goes through before it is stored: the schema, the metadata rules, the kind's own validation.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Kind, Strategy, metadata};
 use crate::error::{ApiError, Result};
@@ -95,7 +95,8 @@ impl Admission<'_> {
 
 /// The bytes that are stored for an object.
 pub(super) fn encode(kind: &Kind, object: &Value) -> Result<Bytes> {
-    let map = object.as_object().cloned().unwrap_or_default();
+    let nothing = Map::new();
+    let map = object.as_object().unwrap_or(&nothing);
     let bytes = hub::encode(&kind.stored.api_version(), &kind.stored.kind, map);
     if bytes.len() > limits::OBJECT_BYTES {
         let message = format!(
