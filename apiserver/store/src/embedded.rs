@@ -50,8 +50,9 @@ pub struct Options {
     /// Bytes of database pages cached in memory, 8 MiB by default. Entries are in memory anyway, so this serves writes (a
     /// group of 256 values of 1.5 KB dirties about 2 MB of pages) and watches that resume far back.
     pub cache_bytes: usize,
-    /// Bytes of history kept in memory, 8 MiB by default: 5,000 revisions of 1.5 KB. Watches that start further back read
-    /// the disk until they have caught up. Values that are still current are shared and cost nothing here.
+    /// Bytes of history kept in memory, 2 MiB by default: 1,200 revisions of 1.5 KB. The one watch of a server is behind by a group
+    /// of commits, which are 256; watches that start further back read the disk until they have caught up. Values that are
+    /// still current are shared and cost nothing here.
     pub tail_bytes: usize,
 }
 
@@ -62,7 +63,7 @@ impl Default for Options {
             start: 0,
             retain: 100_000,
             cache_bytes: 8 << 20,
-            tail_bytes: 8 << 20,
+            tail_bytes: 2 << 20,
         }
     }
 }
