@@ -186,23 +186,52 @@ pub struct Fence {
 /// The [`Exit::error`] of a container that its fence has ended.
 pub const FENCED: &str = "ended by its fence: nobody vouched for it any more";
 
-/// The labels of a container. Clones share them: a runtime remembers tens of thousands of exited containers, and whoever lists them
-/// keeps the list.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Labels(Arc<[(Box<str>, Box<str>)]>);
+/// The labels of a container, in one allocation that clones share: a runtime remembers tens of thousands of exited containers, and whoever
+/// lists them keeps the list.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Labels(Arc<[u8]>);
 
 impl Labels {
+    /// Each as its length and its bytes; names and values in turn.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let (length, after) = rest.split_first_chunk()?;
+            let (text, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            rest = after;
+            std::str::from_utf8(text).ok()
+        })
+    }
+
+    /// Names and values, in the order that they were given in.
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut texts = self.texts();
+        std::iter::from_fn(move || Some((texts.next()?, texts.next()?)))
+    }
+
     /// The value of a label.
     pub fn get(&self, name: &str) -> Option<&str> {
-        let found = self.0.iter().find(|(known, _)| **known == *name);
-        found.map(|(_, value)| &**value)
+        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 }
 
-impl<N: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(N, V)> for Labels {
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl<N: AsRef<str>, V: AsRef<str>> FromIterator<(N, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(labels: I) -> Labels {
-        let labels = labels.into_iter().map(|(name, value)| (name.into(), value.into()));
-        Labels(labels.collect())
+        let mut bytes = Vec::new();
+        for (name, value) in labels {
+            for text in [name.as_ref(), value.as_ref()] {
+                let length = u32::try_from(text.len()).expect("a label is no 4 GiB");
+                bytes.extend_from_slice(&length.to_le_bytes());
+                bytes.extend_from_slice(text.as_bytes());
+            }
+        }
+        Labels(bytes.into())
     }
 }
 
