@@ -88,9 +88,11 @@ impl State {
                     "the lease ended before the object could be written under it",
                 ));
             }
-            Err(CommitError::Store(error)) if error.is_retryable() => match self.landed(&txn).await? {
-                Some(revision) => revision,
-                None => return Err(error.into()),
+            Err(CommitError::Unknown(why)) => match self.landed(&txn).await {
+                Ok(Some(revision)) => revision,
+                // It may be under way still, so it must not be called a failure.
+                Ok(None) => return Err(unknown(&why)),
+                Err(error) => return Err(unknown(&format!("{why}; nor could be read what became of it: {error}"))),
             },
             Err(CommitError::Store(error)) => return Err(error.into()),
         };
@@ -117,7 +119,7 @@ impl State {
 
     /// Whether a transaction that the store did not acknowledge has happened: every object that it puts is there as it was put
     /// (unique by uid or by what changed), every key that it deletes is gone. Ledgers say nothing, their content is always the same.
-    async fn landed(&self, txn: &Txn) -> Result<Option<Revision>> {
+    async fn landed(&self, txn: &Txn) -> std::result::Result<Option<Revision>, muster_store::Error> {
         let mut revision = None;
         for op in txn.ops.iter().filter(|op| !crate::keys::is_ledger(op.key())) {
             let entry = self.store.get(op.key()).await?;
@@ -130,4 +132,11 @@ impl State {
         }
         Ok(revision)
     }
+}
+
+/// 504: nobody can say now whether the write has happened.
+fn unknown(why: &str) -> ApiError {
+    ApiError::timeout(format!(
+        "whether the write has happened is not known: {why}; read the object before you try again"
+    ))
 }

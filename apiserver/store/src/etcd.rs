@@ -9,12 +9,14 @@
 //! revision than its watch, and nothing comes, has the watch overtake it by a write of its own under `meta/` (a *mark*): events
 //! come in order, so the mark's event proves what went before. Progress notifications of etcd 3.4 prove nothing and are not used.
 //!
-//! No answer within a call's deadline is [`Error::Unavailable`]. Reads, renewals and grants are then tried again, with another
-//! member; a transaction only when it provably never reached etcd. What etcd promises and its 3.4 branch has broken is checked:
+//! A call that gets no answer is tried again, with another member, until its deadline is over. A transaction can be, because it writes a
+//! key of its own whose last revision it compares (`slots`): however often it is sent, it happens once at most, and who asks later is
+//! told whether it has. After [`Error::Unavailable`] nothing was written and nothing will be; what cannot be found out within the
+//! deadline is [`CommitError::Unknown`]. What etcd promises and its 3.4 branch has broken is checked:
 //! reads are no older than what was known before them, events that repeat or go back are dropped, and a history that has
 //! become shorter stops the store for good, because everything that was derived from it may be wrong.
 //!
-//! What must never happen here: a transaction sent twice after it may have arrived, a progress that no event proves. Tested by
+//! What must never happen here: a transaction that happens twice, or after its failure was told, a progress that no event proves. Tested by
 //! the conformance suite on one and on three members, with TLS, and with members that are killed, stopped and restarted
 //! (`tests/etcd.rs`, `tests/etcd_faults.rs`).
 
@@ -22,6 +24,7 @@ mod calls;
 mod compaction;
 mod layout;
 mod members;
+mod slots;
 mod txn;
 mod watch;
 
@@ -40,6 +43,7 @@ use crate::types::{
 pub use compaction::Compaction;
 use layout::Layout;
 use members::Members;
+use slots::Slots;
 
 /// How an etcd is reached, and which cluster in it is meant.
 #[derive(Clone, Debug)]
@@ -113,6 +117,7 @@ pub(crate) struct Shared {
     layout: Layout,
     /// The record of the cluster's UID.
     identity: Identity,
+    slots: Slots,
     /// The newest revision that any answer has shown.
     newest: signal::Sender<Revision>,
     failed: OnceLock<String>,
@@ -137,11 +142,14 @@ impl EtcdStore {
         let members = Members::new(&config).await?;
         let (identity, newest) = calls::identify(&members, &layout, &config).await?;
         let layout = layout.with_offset(identity.offset);
+        // Unique by the first; by the second, should somebody give the same name twice.
+        let slots = Slots::new(format!("{}{:032x}-{newest:x}", layout.slots(), config.uid));
         let newest = layout.revision(newest);
         let shared = Arc::new(Shared {
             members,
             layout,
             identity,
+            slots,
             newest: signal::Sender::new(newest),
             failed: OnceLock::new(),
             progress_after: config.progress_after,

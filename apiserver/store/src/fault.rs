@@ -145,7 +145,7 @@ impl FaultStore {
             // Nobody waits for the answer any more.
             let _ = inner.commit(txn).await;
         });
-        Error::Unavailable("injected: no answer in time; the commit may still happen".to_owned()).into()
+        CommitError::Unknown("injected: no answer in time".to_owned())
     }
 }
 
@@ -229,7 +229,8 @@ impl Store for FaultStore {
         {
             self.inner.compact(self.inner.revision().await?).await?;
         }
-        self.plan.after().await?;
+        let heard = self.plan.after().await;
+        heard.map_err(|error| CommitError::Unknown(error.to_string()))?;
         result
     }
 

@@ -249,7 +249,8 @@ pub type WatchStream = BoxStream<'static, Result<WatchEvent, WatchError>>;
 /// Why a store could not answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The store cannot be reached or did not answer in time; a write may or may not have happened. Trying again can help.
+    /// The store cannot be reached or did not answer in time. Of a transaction nothing was written, and nothing will be
+    /// ([`CommitError::Unknown`] is when that is not sure); a lease may have been made or ended. Trying again can help.
     #[error("store unavailable: {0}")]
     Unavailable(String),
     /// The store has no room: it takes nothing new until somebody makes some. Nothing was written; deletions still are.
@@ -285,7 +286,10 @@ pub enum CommitError {
     /// A put names a lease that does not exist (any more); nothing was written.
     #[error("lease {} not found", .0.0)]
     LeaseNotFound(LeaseId),
-    /// The store failed; after [`Error::Unavailable`] the transaction may still have happened.
+    /// There was no answer in time: it may have happened, or may happen yet. Whoever tries again must look first.
+    #[error("the store did not answer in time, the transaction may have happened: {0}")]
+    Unknown(String),
+    /// The store failed; nothing was written.
     #[error(transparent)]
     Store(#[from] Error),
 }

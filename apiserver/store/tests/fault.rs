@@ -23,6 +23,10 @@ fn put(value: &str) -> Txn {
     }
 }
 
+fn is_unknown<T>(result: &Result<T, CommitError>) -> bool {
+    matches!(result, Err(CommitError::Unknown(_)))
+}
+
 fn is_unavailable<T>(result: &Result<T, CommitError>) -> bool {
     matches!(result, Err(CommitError::Store(Error::Unavailable(_))))
 }
@@ -57,7 +61,7 @@ async fn lost_answer_hides_a_commit_that_happened() {
             ..Faults::none()
         },
     );
-    assert!(is_unavailable(&store.commit(put("1")).await));
+    assert!(is_unknown(&store.commit(put("1")).await));
     assert_eq!(inner.revision().await.unwrap(), 1);
 }
 
@@ -70,7 +74,7 @@ async fn late_commit_happens_after_its_failure_was_reported() {
     };
     let (inner, store) = store(1, faults);
     let asked = Instant::now();
-    assert!(is_unavailable(&store.commit(put("1")).await));
+    assert!(is_unknown(&store.commit(put("1")).await));
     assert_eq!(inner.revision().await.unwrap(), 0);
     store.settle().await;
     assert_eq!(inner.revision().await.unwrap(), 1);

@@ -27,13 +27,14 @@ const SHARED_KEYS: usize = 4;
 enum Told {
     Committed(Revision),
     Conflict,
+    Unwritten,
     Unknown,
 }
 
 type History = BTreeMap<Revision, Vec<Change>>;
 
 /// Runs clients and a watcher through a storm of faults, then without faults, and checks: what was acknowledged is in the
-/// history, once, whole, and at its revision; what met a conflict is not; nothing was applied twice; the watcher, which
+/// history, once, whole, and at its revision; what met a conflict or found no store is not; nothing was applied twice; the watcher, which
 /// resumes by revision, has the history without gaps; and the history adds up to the state. Returns what went wrong
 /// meanwhile, so that the caller can insist that enough did.
 ///
@@ -111,7 +112,9 @@ async fn last_write(store: &dyn Store) {
             };
             match store.commit(txn).await {
                 Ok(_) | Err(CommitError::Conflict { .. }) => return,
-                Err(CommitError::Store(Error::Unavailable(_))) => tokio::task::yield_now().await,
+                Err(CommitError::Unknown(_) | CommitError::Store(Error::Unavailable(_))) => {
+                    tokio::task::yield_now().await
+                }
                 Err(other) => panic!("no fault explains {other:?}"),
             }
         }
@@ -147,7 +150,8 @@ fn tell(result: Result<Revision, CommitError>) -> Told {
     match result {
         Ok(revision) => Told::Committed(revision),
         Err(CommitError::Conflict { .. }) => Told::Conflict,
-        Err(CommitError::Store(Error::Unavailable(_))) => Told::Unknown,
+        Err(CommitError::Unknown(_)) => Told::Unknown,
+        Err(CommitError::Store(Error::Unavailable(_))) => Told::Unwritten,
         Err(other) => panic!("no fault explains {other:?}"),
     }
 }
@@ -201,7 +205,7 @@ fn check_outcomes(told: &BTreeMap<String, Told>, history: &History) {
         let applied = applied.get(&Bytes::copy_from_slice(name.as_bytes()));
         match told {
             Told::Committed(revision) => assert_eq!(applied, Some(&(*revision, 2)), "{name} was acknowledged"),
-            Told::Conflict => assert_eq!(applied, None, "{name} met a conflict"),
+            Told::Conflict | Told::Unwritten => assert_eq!(applied, None, "{name}: {told:?}"),
             Told::Unknown => assert!(
                 applied.is_none_or(|(_, writes)| *writes == 2),
                 "{name} was torn: {applied:?}"

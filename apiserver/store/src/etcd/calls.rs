@@ -137,7 +137,7 @@ impl Shared {
     }
 
     /// One linearizable range, from a state no older than what was known before.
-    async fn range(&self, key: &str, options: &GetOptions) -> Result<PbRangeResponse, Trouble> {
+    pub(super) async fn range(&self, key: &str, options: &GetOptions) -> Result<PbRangeResponse, Trouble> {
         let known = self.newest();
         let end = Instant::now() + DEADLINE;
         loop {

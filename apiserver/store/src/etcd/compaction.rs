@@ -73,6 +73,7 @@ impl Shared {
         };
         let target = now.revision.min(newest.saturating_sub(policy.keep));
         if target > 0 {
+            self.remove_slots(target).await?;
             self.compact(target).await?;
             tracing::info!(revision = target, newest, "history was forgotten");
         }

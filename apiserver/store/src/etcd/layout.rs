@@ -86,6 +86,11 @@ impl Layout {
         format!("{}meta/compaction", self.root)
     }
 
+    /// What the keys of slots begin with.
+    pub(super) fn slots(&self) -> String {
+        format!("{}meta/slot/", self.root)
+    }
+
     /// What the keys begin with that are the store's own.
     pub(super) fn meta(&self) -> String {
         format!("{}meta/", self.root)

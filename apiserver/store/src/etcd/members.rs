@@ -2,11 +2,14 @@
 //!
 //! One member is asked at a time. Who finds that it does not answer moves everybody on to the next one.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, KvClient, TlsOptions};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::sync::watch as signal;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::EtcdConfig;
 use crate::types::Error;
@@ -18,6 +21,9 @@ pub(super) const ATTEMPT: Duration = Duration::from_secs(1);
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// How long a lease may wait for its renewal in all: longer than its holder waits, who then asks again.
 pub(super) const RENEWAL: Duration = Duration::from_secs(3);
+/// How long a member may be silent until what can be sent twice is sent to another one, too: a follower that has passed it on to a
+/// leader that died says nothing. A new leader takes half a second at the least.
+const HEDGE: Duration = Duration::from_millis(500);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection may take to be made.
@@ -131,11 +137,37 @@ fn of_status(status: &tonic::Status) -> Trouble {
     }
 }
 
+/// What came of something that was sent until somebody answered.
+pub(super) struct Sent<T> {
+    /// The first answer, or why there is none.
+    pub(super) answer: Result<T, Trouble>,
+    /// Whether nothing else that was sent may have arrived, or may arrive yet.
+    pub(super) alone: bool,
+}
+
 /// A client for each member. See the module.
 pub(super) struct Members {
     clients: Vec<(String, Client)>,
     /// Whose turn it is; grows, so that late complaints about a former one are told from new ones.
     turn: signal::Sender<usize>,
+    pulse: Mutex<Pulse>,
+}
+
+/// What was heard of what was sent: etcd answers in the order of its log, so whoever waits can tell a queue from a loss.
+#[derive(Debug)]
+struct Pulse {
+    sent: u64,
+    /// The latest of those that were answered.
+    answered: u64,
+    at: Instant,
+}
+
+impl Pulse {
+    /// How long whoever sent `number` should go on to wait: others that were sent no later are being answered.
+    fn queued(&self, number: u64) -> Option<Instant> {
+        let patient = self.at + HEDGE;
+        (self.answered < number && patient > Instant::now()).then_some(patient)
+    }
 }
 
 /// The member whose turn it was.
@@ -178,6 +210,11 @@ impl Members {
         Ok(Members {
             clients,
             turn: signal::Sender::new(0),
+            pulse: Mutex::new(Pulse {
+                sent: 0,
+                answered: 0,
+                at: Instant::now(),
+            }),
         })
     }
 
@@ -264,6 +301,85 @@ impl Members {
         }
     }
 
+    /// Sends until somebody answers, or `end` has come: to another member as soon as one is silent, without giving the first one up. For
+    /// what happens once, however often it is sent.
+    pub(super) async fn insist<T, F>(&self, end: Instant, call: impl Fn(Client) -> F) -> Sent<T>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let mut under_way = FuturesUnordered::new();
+        let (mut first, mut latest): (Option<(Member, Instant)>, Option<Member>) = (None, None);
+        let (mut patience, mut next) = (HEDGE, Instant::now());
+        let (mut lost, mut sent) = (false, 0);
+        let mut trouble = Trouble::NotSent("no member was asked in time".to_owned());
+        loop {
+            tokio::select! {
+                biased;
+                Some((number, member, result)) = under_way.next(), if !under_way.is_empty() => {
+                    let found: Result<T, Trouble> = Result::map_err(result, Trouble::from);
+                    match found {
+                        Err(found) if found.worth_another_try() => {
+                            self.complain(&member, &found);
+                            lost |= matches!(found, Trouble::Lost(_));
+                            trouble = found;
+                            next = next.min(Instant::now() + PAUSE);
+                        }
+                        answer => {
+                            let mut pulse = self.pulse();
+                            (pulse.answered, pulse.at) = (pulse.answered.max(number), Instant::now());
+                            return Sent { answer, alone: !lost && under_way.is_empty() };
+                        }
+                    }
+                }
+                () = sleep_until(end) => break,
+                () = sleep_until(next) => {
+                    // A slow etcd is not to be flooded with repetitions.
+                    if !under_way.is_empty() && let Some(patient) = self.pulse().queued(sent) {
+                        next = patient;
+                        continue;
+                    }
+                    if let Some((member, since)) = &first && since.elapsed() >= ATTEMPT {
+                        self.distrust(member, "it is silent");
+                    }
+                    let member = self.after(latest.as_ref());
+                    first.get_or_insert_with(|| (member.clone(), Instant::now()));
+                    latest = Some(member.clone());
+                    let request = call(member.client.clone());
+                    let number = {
+                        let mut pulse = self.pulse();
+                        pulse.sent += 1;
+                        pulse.sent
+                    };
+                    sent = number;
+                    under_way.push(async move { (number, member, request.await) });
+                    next = Instant::now() + patience;
+                    // After 0.5, 1, 2 and 4 s, if nothing is heard.
+                    patience = if under_way.len() > 1 { patience * 2 } else { patience };
+                }
+            }
+        }
+        let silent = lost || !under_way.is_empty();
+        let answer = Err(match trouble {
+            Trouble::NotSent(_) if silent => Trouble::Lost("no answer from any member in time".to_owned()),
+            trouble => trouble,
+        });
+        Sent { answer, alone: !silent }
+    }
+
+    fn pulse(&self) -> MutexGuard<'_, Pulse> {
+        self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The member to send to after this one was: whose turn it is, or the next.
+    fn after(&self, latest: Option<&Member>) -> Member {
+        let turn = *self.turn.borrow();
+        let turn = latest.map_or(turn, |latest| turn.max(latest.turn + 1));
+        Member {
+            turn,
+            client: self.clients[turn % self.clients.len()].1.clone(),
+        }
+    }
+
     fn complain(&self, member: &Member, trouble: &Trouble) {
         if let Trouble::NotSent(why) | Trouble::Lost(why) = trouble {
             self.distrust(member, why);
@@ -320,5 +436,22 @@ mod tests {
             "{error}"
         );
         assert!(!error.is_retryable());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_in_a_queue_is_patient_and_whoever_was_passed_over_is_not() {
+        let pulse = Pulse {
+            sent: 9,
+            answered: 5,
+            at: Instant::now(),
+        };
+        assert_eq!(
+            pulse.queued(7),
+            Some(Instant::now() + HEDGE),
+            "those before it are answered"
+        );
+        assert_eq!(pulse.queued(4), None, "one that was sent later was answered");
+        sleep(HEDGE).await;
+        assert_eq!(pulse.queued(7), None, "nobody is answered");
     }
 }
