@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// Each crate's folder, name, and the crates of ours that it may depend on. The list is the drawing in the README.
-const CRATES: [(&str, &str, &[&str]); 12] = [
+const CRATES: [(&str, &str, &[&str]); 13] = [
     ("api", "muster-api", &[]),
+    ("api/apply", "muster-apply", &[]),
     ("api/client", "muster-client", &["muster-api"]),
     ("apiserver/store", "muster-store", &[]),
-    ("apiserver", "muster-apiserver", &["muster-api", "muster-store"]),
+    (
+        "apiserver",
+        "muster-apiserver",
+        &["muster-api", "muster-apply", "muster-store"],
+    ),
     ("controllers/allocator", "muster-allocator", &["muster-api"]),
     (
         "controllers",
@@ -31,6 +36,7 @@ const CRATES: [(&str, &str, &[&str]); 12] = [
 
 const ALL: &[&str] = &[
     "muster-api",
+    "muster-apply",
     "muster-client",
     "muster-store",
     "muster-apiserver",
@@ -51,8 +57,9 @@ const OWNED: [(&str, &str); 6] = [
 ];
 
 /// Files and folders of pure code, and the exceptions in them (the seam itself).
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "api/src",
+    "api/apply/src",
     "controllers/allocator/src",
     "controllers/src/planners",
     "apiserver/src/accept.rs",
