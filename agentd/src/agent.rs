@@ -23,7 +23,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, 
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::DataDir;
-use crate::devices::DeviceSource;
+use crate::devices::{self, DeviceSource};
 use crate::executor::{self, Acted};
 use crate::feed::Backoff;
 use crate::limits::{
@@ -86,6 +86,7 @@ struct Hold {
 pub(crate) struct Agent {
     parts: Parts,
     changes: Fuse<BoxStream<'static, ()>>,
+    device_changes: Option<watch::Receiver<u64>>,
     resync: Interval,
     view: View,
     containers: Vec<Container>,
@@ -125,6 +126,7 @@ impl Agent {
         let known = parts.data.read();
         Agent {
             changes: parts.runtime.changes().fuse(),
+            device_changes: parts.devices.changes(),
             resync,
             view: View::after(known.highest),
             trust: Trust::new(known.clone()),
@@ -180,6 +182,7 @@ impl Agent {
                 },
                 Ok(()) = self.parts.clusters.changed() => {}
                 Ok(()) = self.parts.confirmed.changed() => {}
+                () = devices::changed(&mut self.device_changes) => {}
                 Some(()) = self.changes.next() => self.stale = true,
                 _ = self.resync.tick() => self.stale = true,
                 () = until(self.wake) => {}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use muster_agentd::data_dir::DataDir;
-use muster_agentd::devices::{DeviceSource, NoDevices, SimulatedDevices};
+use muster_agentd::devices::{DeviceSource, GpuChoice};
 use muster_agentd::machine::{self, Claim};
 use muster_agentd::{Config, NodeServer, tls};
 use muster_api::duration::Span;
@@ -52,9 +52,9 @@ pub(crate) struct Args {
     /// What runs the tasks.
     #[arg(long, value_enum, default_value = "process")]
     runtime: RuntimeKind,
-    /// The GPUs: none, or simulated ones such as sim:8xH100.
-    #[arg(long, default_value = "none", value_name = "GPUS")]
-    gpus: String,
+    /// The GPUs: auto (NVIDIA's, if there are any), none, nvml, cdi:VENDOR/CLASS, or simulated ones such as sim:8xH100.
+    #[arg(long, default_value = "auto", value_name = "GPUS")]
+    gpus: GpuChoice,
     /// What tasks may select the agent by, such as zone=a,rack=7. Used when the agent joins for the first time.
     #[arg(long, value_delimiter = ',', value_parser = attribute, value_name = "KEY=VALUE")]
     attributes: Vec<(String, String)>,
@@ -159,8 +159,12 @@ impl Args {
             ttl >= 3000 && ttl.is_multiple_of(1000),
             "--session-ttl must be whole seconds, at least 3s"
         );
-        let devices = self.devices(&name)?;
         let claim = Claim::take(&self.data_dir, &SystemEnv).await?;
+        let env: Arc<dyn Env> = Arc::new(SystemEnv);
+        let devices = self
+            .gpus
+            .open(&name, &self.data_dir, &claim.identity.boot_id, &env)
+            .context("--gpus")?;
         let RuntimeKind::Process = self.runtime;
         let runtime = ProcessRuntime::new(process::Config {
             hidden: self.secrets(),
@@ -187,7 +191,7 @@ impl Args {
             client,
             runtime: Arc::new(runtime),
             devices,
-            env: Arc::new(SystemEnv),
+            env,
             config,
             _claim: claim,
         })
@@ -210,17 +214,6 @@ impl Args {
     fn attributes(&self) -> BTreeMap<String, String> {
         let hostname = machine::hostname().map(|name| ("hostname".to_owned(), name));
         hostname.into_iter().chain(self.attributes.iter().cloned()).collect()
-    }
-
-    fn devices(&self, name: &str) -> anyhow::Result<Arc<dyn DeviceSource>> {
-        match self.gpus.split_once(':') {
-            None if self.gpus == "none" => Ok(Arc::new(NoDevices)),
-            Some(("sim", text)) => Ok(Arc::new(SimulatedDevices::parse(text, name).context("--gpus")?)),
-            _ => anyhow::bail!(
-                "--gpus is `none`, or simulated GPUs such as `sim:8xH100`, not `{}`",
-                self.gpus
-            ),
-        }
     }
 
     fn capacity(&self) -> anyhow::Result<AgentCapacity> {
@@ -282,11 +275,10 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_none_or_simulated() {
-        let devices = |gpus: &str| args(&["--gpus", gpus]).expect("it is text").devices("a1");
-        assert_eq!(devices("none").expect("well-formed").discover().len(), 0);
-        assert_eq!(devices("sim:8xH100").expect("well-formed").discover().len(), 8);
-        assert!(devices("8xH100").is_err());
+    fn gpus_are_what_the_machine_has_unless_it_is_said() {
+        assert_eq!(args(&[]).expect("well-formed").gpus, GpuChoice::Auto);
+        assert!(args(&["--gpus", "sim:8xH100"]).is_ok());
+        assert!(args(&["--gpus", "8xH100"]).is_err());
     }
 
     #[test]

@@ -91,3 +91,6 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often a followed log is looked at while its container runs: output makes no event.
 pub const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The largest file of a device's vendor that is read: a node with a hundred devices of ten nodes each takes a tenth of it.
+pub const CDI_FILE_BYTES: u64 = 1 << 20;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use crate::devices::DeviceSource;
+use crate::devices::{self, DeviceSource};
 use crate::feed::Backoff;
 use crate::limits::{CONFIRMATION_EVERY, RESYNC};
 use crate::session::Session;
@@ -144,6 +144,7 @@ impl Registrar {
     /// [`Refused`]: this agent must not speak under its name.
     pub async fn register(mut self) -> Result<(), Refused> {
         let mut backoff = Backoff::new();
+        let mut changes = self.devices.changes();
         loop {
             let session = self.sessions.borrow_and_update().clone();
             let passed = self.out.borrow().as_ref().map(|session| session.fence.revision);
@@ -186,6 +187,7 @@ impl Registrar {
                     }
                 }
                 Ok(()) = self.health.changed() => {}
+                () = devices::changed(&mut changes) => {}
                 () = sleep(wait) => {}
             }
         }
@@ -243,7 +245,12 @@ impl Registrar {
             None => {}
         }
         self.speak_up(client, &agent).await?;
-        let devices = self.devices.discover();
+        for (uuid, order) in &agent.spec.gpus {
+            if let Some(since) = &order.seen_to_at {
+                self.devices.trust(uuid, since.0);
+            }
+        }
+        let devices = devices::ordered(self.devices.discover(), &agent.spec.gpus);
         let health = self.health.borrow().clone();
         if let Some(status) = desired((profile, &health), devices, session, &agent, self.env.now()) {
             client

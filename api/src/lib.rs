@@ -15,6 +15,7 @@ pub mod ports;
 pub mod quantity;
 pub mod resources;
 pub mod task_state;
+pub mod topology;
 pub mod v1;
 pub mod validation;
 pub mod wire;

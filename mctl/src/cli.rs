@@ -86,6 +86,10 @@ pub enum Command {
     Why(WhyArgs),
     /// Say of an agent that cannot be reached that it is really gone.
     Gone(GoneArgs),
+    /// Keep new tasks away from an agent, or from one GPU. What runs goes on.
+    Cordon(CordonArgs),
+    /// Let new tasks in again; a GPU that had a fault counts as seen to.
+    Uncordon(CordonArgs),
     /// Show what happened.
     Events(EventsArgs),
     /// Show which kinds there are.
@@ -139,7 +143,7 @@ pub struct Files {
 /// `mctl get`.
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// KIND, KIND NAME…, KIND/NAME… or KIND,KIND.
+    /// KIND, KIND NAME…, KIND/NAME… or KIND,KIND; `gpus` are those of all agents.
     #[arg(value_name = "KIND")]
     pub what: Vec<String>,
     /// Manifests whose objects are shown.
@@ -385,6 +389,14 @@ pub struct GoneArgs {
     /// only as their spec.unreachable says, but although many agents were lost at once.
     #[arg(long)]
     pub powered_off: bool,
+}
+
+/// `mctl cordon` and `mctl uncordon`.
+#[derive(Debug, Args)]
+pub struct CordonArgs {
+    /// Agents, and GPUs as gpu/UUID.
+    #[arg(value_name = "AGENT|gpu/UUID", required = true)]
+    pub what: Vec<String>,
 }
 
 /// `mctl events`.

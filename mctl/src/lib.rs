@@ -103,6 +103,8 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Run(args) => commands::run::run(session, args, terminal).await,
         Command::Wait(args) => commands::wait::run(session, args, terminal).await,
         Command::Why(args) => commands::why::run(session, args, terminal).await,
+        Command::Cordon(args) => commands::cordon::run(session, &args, true, SystemEnv.now(), terminal).await,
+        Command::Uncordon(args) => commands::cordon::run(session, &args, false, SystemEnv.now(), terminal).await,
         Command::Gone(args) => commands::gone::run(session, args, SystemEnv.now(), terminal).await,
         Command::Events(args) => commands::events::run(session, args, terminal).await,
         Command::Token(command) => commands::token::run(session, command, terminal).await,

@@ -96,7 +96,12 @@ impl ContainerSpec {
         };
         let mounts = self.mounts.iter().flat_map(|mount| [&mount.source, &mount.target]);
         let paths = mounts
-            .chain(self.devices.iter().map(|device| &device.path))
+            .chain(
+                self.devices
+                    .iter()
+                    .flat_map(|device| [Some(&device.path), device.host.as_ref()])
+                    .flatten(),
+            )
             .chain(rootfs)
             .chain(&self.working_dir);
         for path in paths {
@@ -149,8 +154,18 @@ pub struct Mount {
 /// A device node of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNode {
-    /// Its path, on the machine and in the container.
+    /// Its path in the container, below `/dev`.
     pub path: PathBuf,
+    /// Its path on the machine, when it is another there.
+    #[serde(default)]
+    pub host: Option<PathBuf>,
+}
+
+impl DeviceNode {
+    /// Its path on the machine.
+    pub fn on_machine(&self) -> &std::path::Path {
+        self.host.as_deref().unwrap_or(&self.path)
+    }
 }
 
 /// What a container may use; `None` is no limit.

@@ -1,6 +1,6 @@
 //! Puts devices into a container's spec. Pure.
 
-use muster_runtime::ContainerSpec;
+use muster_runtime::{ContainerSpec, Mount, Rootfs};
 
 use super::Edits;
 
@@ -11,9 +11,13 @@ const VISIBLE_NONE: &str = "void";
 
 /// Adds the edits to the spec. Which devices a container sees is never taken from the task's own environment; which of its devices a
 /// program uses (`CUDA_VISIBLE_DEVICES`) stays the task's choice.
+///
+/// A container on the machine's own root has the driver's files already, and no place to mount them on: that root is read-only.
 pub fn inject(spec: &mut ContainerSpec, edits: Edits) {
     spec.devices.extend(edits.devices);
-    spec.mounts.extend(edits.mounts);
+    let own_root = spec.rootfs == Rootfs::Host;
+    let has_place = |mount: &Mount| !own_root || ["/run", "/tmp"].iter().any(|own| mount.target.starts_with(own));
+    spec.mounts.extend(edits.mounts.into_iter().filter(has_place));
     spec.env.insert(VISIBLE.to_owned(), VISIBLE_NONE.to_owned());
     for (name, value) in edits.env {
         let chosen = name == "CUDA_VISIBLE_DEVICES" && spec.env.contains_key(&name);
@@ -27,7 +31,7 @@ pub fn inject(spec: &mut ContainerSpec, edits: Edits) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use muster_runtime::{DeviceNode, Limits, Mount, Rootfs};
+    use muster_runtime::{DeviceNode, Limits};
 
     use super::*;
 
@@ -66,6 +70,7 @@ mod tests {
         let edits = Edits {
             devices: vec![DeviceNode {
                 path: "/dev/nvidia3".into(),
+                host: None,
             }],
             mounts: vec![Mount {
                 source: "/usr/lib/libcuda.so.1".into(),
@@ -76,6 +81,12 @@ mod tests {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
         };
+        let mut on_image = ContainerSpec {
+            rootfs: Rootfs::Directory("/images/cuda".into()),
+            ..spec.clone()
+        };
+        inject(&mut on_image, edits.clone());
+        assert_eq!((on_image.devices.len(), on_image.mounts.len()), (1, 1));
         inject(&mut spec, edits);
         assert_eq!(spec.env["NVIDIA_VISIBLE_DEVICES"], "GPU-3");
         assert_eq!(
@@ -83,6 +94,10 @@ mod tests {
             "among its own devices a task may choose"
         );
         assert_eq!(spec.env["A"], "b");
-        assert_eq!((spec.devices.len(), spec.mounts.len()), (1, 1));
+        assert_eq!(
+            (spec.devices.len(), spec.mounts.len()),
+            (1, 0),
+            "the machine's own root has the library already"
+        );
     }
 }

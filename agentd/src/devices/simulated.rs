@@ -6,25 +6,27 @@ use std::collections::BTreeMap;
 
 use muster_api::device::{Device, DeviceHealth};
 use muster_api::quantity::ByteSize;
+use muster_api::topology::Path;
 
 use super::{DeviceSource, Edits, UnknownDevice};
 
-/// Models by the name they are asked for: as their driver names them, with the memory it reports and the compute capability.
-const MODELS: [(&str, &str, u32, &str); 14] = [
-    ("T4", "Tesla T4", 15_360, "7.5"),
-    ("V100", "Tesla V100-SXM2-32GB", 32_768, "7.0"),
-    ("A10", "NVIDIA A10", 23_028, "8.6"),
-    ("A100", "NVIDIA A100-SXM4-80GB", 81_920, "8.0"),
-    ("A100-40", "NVIDIA A100-SXM4-40GB", 40_960, "8.0"),
-    ("A40", "NVIDIA A40", 46_068, "8.6"),
-    ("L4", "NVIDIA L4", 23_034, "8.9"),
-    ("L40S", "NVIDIA L40S", 46_068, "8.9"),
-    ("RTX4090", "NVIDIA GeForce RTX 4090", 24_564, "8.9"),
-    ("RTX5090", "NVIDIA GeForce RTX 5090", 32_607, "12.0"),
-    ("H100", "NVIDIA H100 80GB HBM3", 81_559, "9.0"),
-    ("H200", "NVIDIA H200", 143_771, "9.0"),
-    ("B200", "NVIDIA B200", 183_359, "10.0"),
-    ("B300", "NVIDIA B300", 275_040, "10.3"),
+/// Models by the name they are asked for: as their driver names them, with the memory it reports in MiB, the compute capability, and the
+/// NVLinks by which each reaches the others of its machine (0: over PCIe).
+const MODELS: [(&str, &str, u32, &str, u8); 14] = [
+    ("T4", "Tesla T4", 15_360, "7.5", 0),
+    ("V100", "Tesla V100-SXM2-32GB", 32_768, "7.0", 6),
+    ("A10", "NVIDIA A10", 23_028, "8.6", 0),
+    ("A100", "NVIDIA A100-SXM4-80GB", 81_920, "8.0", 12),
+    ("A100-40", "NVIDIA A100-SXM4-40GB", 40_960, "8.0", 12),
+    ("A40", "NVIDIA A40", 46_068, "8.6", 0),
+    ("L4", "NVIDIA L4", 23_034, "8.9", 0),
+    ("L40S", "NVIDIA L40S", 46_068, "8.9", 0),
+    ("RTX4090", "NVIDIA GeForce RTX 4090", 24_564, "8.9", 0),
+    ("RTX5090", "NVIDIA GeForce RTX 5090", 32_607, "12.0", 0),
+    ("H100", "NVIDIA H100 80GB HBM3", 81_559, "9.0", 18),
+    ("H200", "NVIDIA H200", 143_771, "9.0", 18),
+    ("B200", "NVIDIA B200", 183_359, "10.0", 18),
+    ("B300", "NVIDIA B300", 275_040, "10.3", 18),
 ];
 
 /// The most devices of one simulated machine: as many as real ones have had, four times over.
@@ -61,7 +63,7 @@ impl SimulatedDevices {
     /// # Errors
     /// [`SimulationError`], which says what to write instead.
     pub fn parse(text: &str, agent: &str) -> Result<SimulatedDevices, SimulationError> {
-        let mut models = Vec::new();
+        let mut models: Vec<&(&str, &str, u32, &str, u8)> = Vec::new();
         for part in text.split(',').map(str::trim) {
             let malformed = || SimulationError::Malformed(part.chars().take(64).collect());
             let (count, name) = part.split_once(['x', 'X']).ok_or_else(malformed)?;
@@ -75,21 +77,29 @@ impl SimulatedDevices {
             }
             models.extend(std::iter::repeat_n(model, count));
         }
+        // Two sockets, with half of the devices each.
         let half = models.len().div_ceil(2).max(1);
+        let uuid = |index: usize| format!("GPU-sim-{agent}-{index:02}");
+        let way = |a: usize, b: usize| match (models[a].4.min(models[b].4), a / half == b / half) {
+            (0, true) => Path::Node,
+            (0, false) => Path::System,
+            (links, _) => Path::NvLink(links),
+        };
         let devices = models
             .iter()
             .enumerate()
-            .map(|(index, (_, model, memory_mib, capability))| {
-                let uuid = format!("GPU-sim-{agent}-{index:02}");
+            .map(|(index, (_, model, memory_mib, capability, _))| {
+                let others = (0..models.len()).filter(|other| *other != index);
                 let device = Device {
-                    uuid: uuid.clone(),
+                    uuid: uuid(index),
                     model: (*model).to_owned(),
                     memory: ByteSize::from_mib(*memory_mib),
                     compute_capability: Some((*capability).to_owned()),
                     numa_node: u32::try_from(index / half).ok(),
-                    health: DeviceHealth::Healthy,
+                    links: others.map(|other| (uuid(other), way(index, other))).collect(),
+                    ..Device::default()
                 };
-                (uuid, device)
+                (uuid(index), device)
             });
         Ok(SimulatedDevices {
             devices: devices.collect(),
@@ -100,6 +110,7 @@ impl SimulatedDevices {
     pub fn with_fault(mut self, uuid: &str) -> SimulatedDevices {
         if let Some(device) = self.devices.get_mut(uuid) {
             device.health = DeviceHealth::Faulty;
+            "simulated to be so".clone_into(&mut device.message);
         }
         self
     }
@@ -114,13 +125,15 @@ impl DeviceSource for SimulatedDevices {
         if let Some(unknown) = uuids.iter().find(|uuid| !self.devices.contains_key(**uuid)) {
             return Err(UnknownDevice((*unknown).to_owned()));
         }
-        let list = uuids.join(",");
-        let names = ["NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "MUSTER_GPUS"];
-        let env = names.map(|name| (name.to_owned(), list.clone()));
         Ok(Edits {
-            env: if uuids.is_empty() { BTreeMap::new() } else { env.into() },
+            env: super::visible(uuids),
             ..Edits::default()
         })
+    }
+
+    fn fault(&self, uuid: &str) -> Option<String> {
+        let device = self.devices.get(uuid)?;
+        (!device.health.is_usable()).then(|| device.message.clone())
     }
 }
 
@@ -164,6 +177,18 @@ mod tests {
             let error = SimulatedDevices::parse(text, "a1").expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn models_with_nvlink_are_linked_and_others_hang_on_two_sockets() {
+        let path = |text: &str, a: usize, b: usize| {
+            let devices = SimulatedDevices::parse(text, "a1").expect("well-formed").discover();
+            muster_api::topology::between(&devices[a], &devices[b])
+        };
+        assert_eq!(path("8xH100", 0, 7), Path::NvLink(18));
+        assert_eq!(path("4xL4", 0, 1), Path::Node);
+        assert_eq!(path("4xL4", 1, 2), Path::System);
+        assert_eq!(path("1xA100,1xH100", 0, 1), Path::NvLink(12));
     }
 
     #[test]

@@ -142,15 +142,16 @@ impl Case<'_> {
     /// Why the task has to end, if it has to.
     fn stopping(&mut self) -> Option<TaskReason> {
         if self.status.phase == Phase::Killing {
-            let deadline = self.status.reason == Some(TaskReason::DeadlineExceeded);
-            return Some(if deadline {
-                TaskReason::DeadlineExceeded
-            } else {
-                TaskReason::KillRequested
+            return Some(match self.status.reason {
+                Some(reason @ (TaskReason::DeadlineExceeded | TaskReason::DeviceFault)) => reason,
+                _ => TaskReason::KillRequested,
             });
         }
         if self.task.spec.desired == Desired::Killed || self.deleting() || self.input.draining {
             return Some(TaskReason::KillRequested);
+        }
+        if self.fault().is_some() {
+            return Some(TaskReason::DeviceFault);
         }
         let deadline = self.deadline()?;
         if deadline <= self.input.now {
@@ -158,6 +159,12 @@ impl Case<'_> {
         }
         self.plan.wake = earlier(self.plan.wake, Some(deadline));
         None
+    }
+
+    /// What is wrong with one of its devices, in words.
+    fn fault(&self) -> Option<String> {
+        let mut devices = self.status.devices.iter();
+        devices.find_map(|uuid| Some(format!("GPU {uuid}: {}", self.input.devices.fault(uuid)?)))
     }
 
     /// When the task has run too long. A status knows its start to the second, so then it is up to a second later, never earlier.
@@ -179,14 +186,18 @@ impl Case<'_> {
 
     /// Nothing was made yet.
     fn fresh(&mut self, stopping: Option<TaskReason>) {
-        if let Some(reason) = stopping {
-            return self.stopped(reason, self.now_ms());
-        }
         let not_started = |message: String| Outcome {
             phase: Phase::Dropped,
             reason: TaskReason::NotStarted,
             message,
         };
+        match (stopping, self.fault()) {
+            (Some(TaskReason::DeviceFault), Some(fault)) => {
+                return self.end(not_started(format!("not started: {fault}")), self.now_ms());
+            }
+            (Some(reason), _) => return self.stopped(reason, self.now_ms()),
+            (None, _) => {}
+        }
         let impossible = |message: String| Outcome {
             phase: Phase::Error,
             reason: TaskReason::LaunchFailed,
@@ -359,13 +370,17 @@ impl Case<'_> {
     /// Ended because it was told to, or would have been.
     fn stopped(&mut self, reason: TaskReason, finished_ms: i64) {
         let never = self.status.attempts.is_empty();
+        let fault = || self.fault().unwrap_or_else(|| "one of its GPUs failed".to_owned());
         let (phase, message) = match reason {
-            TaskReason::DeadlineExceeded => (Phase::Failed, "ran longer than spec.deadline allows"),
-            _ if self.input.draining => (Phase::Killed, "stopped because its agent was told to stop everything"),
-            _ if never => (Phase::Killed, "killed on request before its command was run"),
-            _ => (Phase::Killed, "killed on request"),
+            TaskReason::DeadlineExceeded => (Phase::Failed, "ran longer than spec.deadline allows".to_owned()),
+            TaskReason::DeviceFault => (Phase::Failed, format!("stopped: {}", fault())),
+            _ if self.input.draining => (
+                Phase::Killed,
+                "stopped because its agent was told to stop everything".to_owned(),
+            ),
+            _ if never => (Phase::Killed, "killed on request before its command was run".to_owned()),
+            _ => (Phase::Killed, "killed on request".to_owned()),
         };
-        let message = message.to_owned();
         self.end(Outcome { phase, reason, message }, finished_ms);
     }
 

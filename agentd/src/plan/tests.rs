@@ -515,6 +515,44 @@ fn a_task_bound_to_a_device_that_is_not_here_is_given_back() {
 }
 
 #[test]
+fn a_task_whose_gpu_fails_is_stopped_and_says_which_and_why() {
+    let broken = |mut scene: Scene| {
+        scene.devices = scene.devices.with_fault("GPU-sim-a1-00");
+        scene
+    };
+    let plan = broken(Scene::of(on_gpu)).check(&[], Some((Phase::Dropped, TaskReason::NotStarted)));
+    assert!(
+        said(&plan)
+            .expect("it is said")
+            .message
+            .contains("GPU GPU-sim-a1-00: simulated")
+    );
+    let running_on_it = broken(Scene::at(Phase::Running, on_gpu)).with("t", 1, running());
+    running_on_it.check(&["stop 1 15"], Some((Phase::Killing, TaskReason::DeviceFault)));
+    let signaled = State::Exited(Exit {
+        signal: Some(15),
+        code: None,
+        ..Exit::never_ran(START_MS, "")
+    });
+    let stopped = broken(Scene::at(Phase::Killing, |task: &mut Task| {
+        on_gpu(task);
+        task.status.as_mut().expect("bound").reason = Some(TaskReason::DeviceFault);
+    }));
+    let plan = stopped
+        .with("t", 1, signaled)
+        .check(&[], Some((Phase::Failed, TaskReason::DeviceFault)));
+    assert!(
+        said(&plan)
+            .expect("it is said")
+            .message
+            .starts_with("stopped: GPU GPU-sim-a1-00")
+    );
+    // The other GPU of the machine is no concern of it.
+    let other = |task: &mut Task| task.status.as_mut().expect("bound").devices = ["GPU-sim-a1-01".to_owned()].into();
+    broken(Scene::of(other)).check(&["create 1"], PREPARING);
+}
+
+#[test]
 fn an_agent_that_stops_everything_kills_its_tasks() {
     let mut scene = Scene::at(Phase::Running, nothing).with("t", 1, running());
     scene.draining = true;

@@ -54,6 +54,21 @@ pub struct AgentSpec {
     /// What tasks may select agents by, such as `zone` and `rack`. `hostname` is always there. Written by the agent when it joins.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
+    /// What operators say about single GPUs, by UUID. `mctl cordon gpu/UUID` and `mctl uncordon gpu/UUID` write it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpus: BTreeMap<String, GpuOrder>,
+}
+
+/// What an operator says about a GPU.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuOrder {
+    /// Keeps it from being offered. Tasks that have it go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cordoned: bool,
+    /// When the operator had seen to it: what was found wrong with it before then counts no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_to_at: Option<Time>,
 }
 
 /// What the agent says of itself, and what the control plane believes about it.
@@ -174,6 +189,9 @@ impl Agent {
         let attributes = FieldPath::root("spec").field("attributes");
         if self.spec.attributes.len() > 64 {
             violations.too_many(&attributes, self.spec.attributes.len(), 64);
+        }
+        if self.spec.gpus.len() > 256 {
+            violations.too_many(&FieldPath::root("spec").field("gpus"), self.spec.gpus.len(), 256);
         }
         for (key, value) in &self.spec.attributes {
             violations.check(&attributes.key(key), key, names::qualified_name_problem(key));

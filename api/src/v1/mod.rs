@@ -12,7 +12,7 @@ mod task_conditions;
 mod task_validation;
 mod unreachable;
 
-pub use agent::{Agent, AgentCapacity, AgentSpec, AgentStatus, Reachability, Versions};
+pub use agent::{Agent, AgentCapacity, AgentSpec, AgentStatus, GpuOrder, Reachability, Versions};
 pub use framework::{Demand, Framework, FrameworkSpec, FrameworkStatus, Scheduler};
 pub use offer::{Offer, OfferPhase, OfferSpec, OfferStatus, OfferedResources};
 pub use quota::{Quota, QuotaAmounts, QuotaSpec, QuotaStatus};

@@ -377,6 +377,8 @@ pub enum TaskReason {
     KillRequested,
     /// Killing or Failed: it ran longer than its deadline.
     DeadlineExceeded,
+    /// Killing or Failed: one of its GPUs failed.
+    DeviceFault,
     /// Finished: exit code 0.
     Completed,
     /// Failed: another exit code.

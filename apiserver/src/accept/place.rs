@@ -7,6 +7,7 @@ use muster_api::Timestamp;
 use muster_api::device::{Device, GpuRequirement};
 use muster_api::resources::{Amounts, Bundle};
 use muster_api::task_state::Phase;
+use muster_api::topology;
 use muster_api::v1::{Desired, Offer, OfferPhase, Task};
 use muster_api::validation::{FieldPath, Violation, Violations};
 
@@ -43,8 +44,8 @@ pub enum Placed {
 
 /// Gives out what the offers hold, task by task in the order of the request.
 ///
-/// All or nothing: the first reason against the whole call is its answer. Devices are taken lowest identity first, ports lowest
-/// number first, so that the same call always gives the same result.
+/// All or nothing: the first reason against the whole call is its answer. Devices are taken as they reach each other best
+/// ([`topology::choose`]), ports lowest number first, so that the same call always gives the same result.
 pub fn accept(offers: &[Offered], tasks: &[Asked], now: Timestamp) -> Result<Vec<Placed>> {
     let total = check_offers(offers, now)?;
     let primary = &offers[0].offer;
@@ -215,6 +216,15 @@ impl Pool<'_> {
         if ports.is_none() && have.ports >= amounts.ports {
             problems.push(format!("needs other ports than {}, which are left", self.left.ports));
         }
+        if let Err(found) = devices
+            && found >= amounts.gpus
+        {
+            problems.push(format!(
+                "needs {} GPUs that reach each other over NVLink or PCIe switches alone (spec.gpu.topology is required), and of the \
+                 {found} that are left no so many do",
+                amounts.gpus
+            ));
+        }
         if let (Ok(devices), Some(ports), true) = (devices, ports, problems.is_empty()) {
             let bundle = Bundle {
                 cpus: amounts.cpus,
@@ -234,24 +244,27 @@ impl Pool<'_> {
         Err(violations.into_vec())
     }
 
-    /// The lowest so many that do; or how many there are.
+    /// The best-connected so many that do; or how many there are, if those are too few or too far apart.
     fn choose_devices(&self, count: u32, requirement: &GpuRequirement) -> Result<BTreeSet<String>, u32> {
-        let fitting = self.left.devices.iter().filter(|uuid| {
-            let device = self.devices.get(uuid.as_str());
-            device.is_some_and(|device| requirement.mismatch(device).is_none())
-        });
-        let chosen: BTreeSet<String> = fitting.take(count as usize).cloned().collect();
-        let found = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
-        if found == count { Ok(chosen) } else { Err(found) }
+        let left = self.left.devices.iter();
+        let fitting: Vec<&Device> = left
+            .filter_map(|uuid| self.devices.get(uuid.as_str()).copied())
+            .filter(|device| requirement.mismatch(device).is_none())
+            .collect();
+        match topology::choose(&fitting, count as usize, requirement.topology) {
+            Some(chosen) => Ok(chosen.into_iter().map(|place| fitting[place].uuid.clone()).collect()),
+            None => Err(u32::try_from(fitting.len()).unwrap_or(u32::MAX)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use muster_api::device::DeviceHealth;
+    use muster_api::device::GpuSelector;
     use muster_api::ports::{PortRequest, PortSet};
     use muster_api::quantity::{ByteSize, Scalar};
     use muster_api::resources::ResourceRequest;
+    use muster_api::topology::{Path, Topology};
     use muster_api::v1::{OfferSpec, OfferedResources, TaskSpec};
     use proptest::prelude::*;
 
@@ -264,9 +277,7 @@ mod tests {
                 uuid: format!("GPU-{index}-{number}"),
                 model: "H100".to_owned(),
                 memory: ByteSize::from_mib(1),
-                compute_capability: None,
-                numa_node: None,
-                health: DeviceHealth::Healthy,
+                ..Device::default()
             })
             .collect();
         let spec = OfferSpec {
@@ -363,6 +374,39 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn devices_that_belong_together_are_taken_together() {
+        let mut offer = offered(0, 4000, &[0, 1, 2, 3], PortSet::new());
+        let uuids: Vec<String> = offer
+            .offer
+            .spec
+            .devices
+            .iter()
+            .map(|device| device.uuid.clone())
+            .collect();
+        for (place, device) in offer.offer.spec.devices.iter_mut().enumerate() {
+            // 0 and 3 are linked, and 1 and 2.
+            device.links.insert(uuids[3 - place].clone(), Path::NvLink(4));
+        }
+        let close = |index, gpus| {
+            let mut task = asked(index, 1000, gpus, 0);
+            task.task.spec.gpu = Some(GpuSelector {
+                topology: Topology::Required,
+                ..GpuSelector::default()
+            });
+            task
+        };
+        let tasks = [asked(0, 1000, 1000, 0), close(1, 2000)];
+        let placed = accept(&[offer.clone()], &tasks, Timestamp::UNIX_EPOCH).expect("it fits");
+        let Placed::Bound(pair) = &placed[1] else {
+            panic!("{placed:?}");
+        };
+        let places: Vec<usize> = (0..4).filter(|place| pair.devices.contains(&uuids[*place])).collect();
+        assert_eq!(places.iter().sum::<usize>(), 3, "{places:?}");
+        let error = accept(&[offer], &[close(0, 3000)], Timestamp::UNIX_EPOCH).expect_err("three are never close");
+        assert!(format!("{error:?}").contains("reach each other"), "{error:?}");
     }
 
     #[test]

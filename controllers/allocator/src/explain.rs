@@ -56,13 +56,15 @@ enum Standing {
     Kept(Obstacle),
     /// Too little is free: of what (free, total; zero where enough is).
     Busy(Values, Values),
+    /// Enough GPUs are free, but not enough of them close to each other.
+    Apart,
     /// It names ports that are taken.
     PortsTaken,
     /// Too little in all.
     Small(Values),
     /// It names ports that the agent has not.
     PortsUnknown,
-    /// Too few devices match: why one of the others does not.
+    /// Too few devices do: why.
     Devices(String),
     /// Which constraint does not hold, and the value that the agent has.
     Constraint(usize, Option<String>),
@@ -97,7 +99,7 @@ impl<'a> Explainer<'a> {
             words.push(format!("ports {ports}"));
         }
         if shape.amounts[GPUS] > 0 && shape.gpu != GpuRequirement::default() {
-            words.push(format!("a GPU {}", gpu_words(&shape.gpu)));
+            words.push(format!("a GPU {}", shape.gpu.words()));
         }
         let constraints = &self.world.shapes.selectors[shape.selector as usize];
         words.extend(constraints.iter().map(constraint_words));
@@ -275,7 +277,12 @@ impl<'a> Explainer<'a> {
                 let other = all
                     .iter()
                     .find_map(|device| shape.gpu.mismatch(crate::agents::device(agent, *device)));
-                return Standing::Devices(other.unwrap_or_default());
+                return Standing::Devices(format!("too few GPUs match: {}", other.unwrap_or_default()));
+            }
+            if !shape.has_devices(&all, agent) {
+                return Standing::Devices(
+                    "too few GPUs reach each other over NVLink or PCIe switches alone".to_owned(),
+                );
             }
         }
         if shape
@@ -291,6 +298,9 @@ impl<'a> Explainer<'a> {
         }
         if short_total != values::ZERO {
             return Standing::Busy(short_free, short_total);
+        }
+        if !shape.has_devices(&state.devices, agent) {
+            return Standing::Apart;
         }
         match &shape.ports {
             Some(ports) if !state.free_ports(agent).contains(ports) => Standing::PortsTaken,
@@ -398,7 +408,10 @@ impl<'a> Explainer<'a> {
             Standing::Small(total) => short(total, None),
             Standing::PortsTaken => "some of the ports it names are taken".to_owned(),
             Standing::PortsUnknown => "some of the ports it names are not the agent's".to_owned(),
-            Standing::Devices(why) => format!("too few GPUs match: {why}"),
+            Standing::Devices(why) => why.clone(),
+            Standing::Apart => {
+                "too few of the free GPUs reach each other over NVLink or PCIe switches alone".to_owned()
+            }
             Standing::Constraint(index, value) => {
                 let constraint = &self.world.shapes.selectors[shape.selector as usize][*index];
                 let name = &constraint.attribute;
@@ -419,30 +432,5 @@ fn constraint_words(constraint: &Constraint) -> String {
         Operator::NotIn => format!("{name} not in {values}"),
         Operator::Exists => format!("some {name}"),
         Operator::DoesNotExist => format!("no {name}"),
-    }
-}
-
-fn gpu_words(gpu: &GpuRequirement) -> String {
-    let mut words = Vec::new();
-    if !gpu.models.is_empty() {
-        words.push(format!("of model {}", gpu.models.join("|")));
-    }
-    if let Some((bound, size)) = &gpu.memory {
-        words.push(format!("with memory {}{size}", sign(*bound)));
-    }
-    if let Some((bound, (major, minor))) = &gpu.compute_capability {
-        words.push(format!("with compute capability {}{major}.{minor}", sign(*bound)));
-    }
-    words.join(" ")
-}
-
-fn sign(bound: muster_api::device::Bound) -> &'static str {
-    use muster_api::device::Bound;
-    match bound {
-        Bound::AtLeast => ">=",
-        Bound::MoreThan => ">",
-        Bound::AtMost => "<=",
-        Bound::LessThan => "<",
-        Bound::Exactly => "==",
     }
 }

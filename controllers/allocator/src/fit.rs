@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use muster_api::device::GpuRequirement;
 use muster_api::ports::{PortRequest, PortSet};
 use muster_api::resources::Amounts;
+use muster_api::topology::{self, Topology};
 use muster_api::v1::Constraint;
 
 use crate::agents::{AgentState, device};
@@ -28,6 +29,8 @@ pub(crate) struct Shape {
     plain: bool,
     /// Whether any GPU does.
     any_gpu: bool,
+    /// Whether its GPUs have to be close to each other.
+    close: bool,
 }
 
 /// The distinct shapes of a pass, and the distinct lists of constraints.
@@ -76,7 +79,13 @@ impl Shapes {
             PortRequest::These(ports) if !ports.is_empty() => Some(ports.clone()),
             _ => None,
         };
-        let any_gpu = *wish.gpu == GpuRequirement::default();
+        let close = wish.gpu.topology == Topology::Required && amounts[GPUS] > 1;
+        let any_gpu = !close
+            && *wish.gpu
+                == GpuRequirement {
+                    topology: wish.gpu.topology,
+                    ..GpuRequirement::default()
+                };
         let plain = selector == 0 && ports.is_none() && (any_gpu || amounts[GPUS] == 0);
         let id = u32::try_from(self.shapes.len()).expect("fewer than 2^32 shapes");
         self.shapes.push(Shape {
@@ -86,6 +95,7 @@ impl Shapes {
             selector,
             plain,
             any_gpu,
+            close,
         });
         interner.shapes.insert(wish, id);
         id
@@ -147,11 +157,41 @@ impl Shape {
     /// Whether the named ports and enough matching devices are there.
     pub(crate) fn fits_exactly(&self, ports: &PortSet, devices: &[u32], agent: &AgentSnapshot) -> bool {
         self.ports.as_ref().is_none_or(|wanted| ports.contains(wanted))
-            && (self.amounts[GPUS] == 0 || self.any_gpu || self.matching(devices, agent) >= self.amounts[GPUS])
+            && (self.amounts[GPUS] == 0 || self.any_gpu || self.has_devices(devices, agent))
     }
 
-    fn matching(&self, devices: &[u32], agent: &AgentSnapshot) -> u64 {
-        devices.iter().filter(|place| self.takes(**place, agent)).count() as u64
+    /// Whether enough of the devices do, and reach each other well enough.
+    pub(crate) fn has_devices(&self, devices: &[u32], agent: &AgentSnapshot) -> bool {
+        let wanted = self.amounts[GPUS];
+        wanted == 0 || self.pick(devices, agent, 1).len() as u64 == wanted
+    }
+
+    /// Devices for so many tasks, or for as many as there are devices for, task by task.
+    fn pick(&self, devices: &[u32], agent: &AgentSnapshot, tasks: u64) -> Vec<u32> {
+        let each = usize::try_from(self.amounts[GPUS]).unwrap_or(usize::MAX);
+        let mut fitting: Vec<u32> = devices
+            .iter()
+            .copied()
+            .filter(|place| self.takes(*place, agent))
+            .collect();
+        let tasks = usize::try_from(tasks)
+            .unwrap_or(usize::MAX)
+            .min(fitting.len() / each.max(1));
+        if !self.close {
+            fitting.truncate(tasks * each);
+            return fitting;
+        }
+        let mut picked = Vec::new();
+        for _ in 0..tasks {
+            let candidates: Vec<_> = fitting.iter().map(|place| device(agent, *place)).collect();
+            let Some(set) = topology::choose(&candidates, each, Topology::Required) else {
+                break;
+            };
+            let set: Vec<u32> = set.into_iter().map(|index| fitting[index]).collect();
+            fitting.retain(|place| !set.contains(place));
+            picked.extend(set);
+        }
+        picked
     }
 
     /// Whether a device does.
@@ -181,8 +221,10 @@ impl Room<'_> {
             count = count.min(u64::from(self.ports.contains(ports)));
         }
         let gpus = shape.amounts[GPUS];
-        if gpus > 0 && count > 0 && !shape.any_gpu {
-            count = count.min(shape.matching(&self.devices, self.agent) / gpus);
+        let mut picked = Vec::new();
+        if gpus > 0 && count > 0 {
+            picked = shape.pick(&self.devices, self.agent, count);
+            count = picked.len() as u64 / gpus;
         }
         if count == 0 {
             return 0;
@@ -193,14 +235,8 @@ impl Room<'_> {
         if let Some(ports) = &shape.ports {
             self.ports = self.ports.difference(ports);
         }
-        if gpus > 0 {
-            let mut taken = gpus * count;
-            let agent = self.agent;
-            self.devices.retain(|place| {
-                let take = taken > 0 && shape.takes(*place, agent);
-                taken -= u64::from(take);
-                !take
-            });
+        if !picked.is_empty() {
+            self.devices.retain(|place| !picked.contains(place));
         }
         count
     }
@@ -236,6 +272,10 @@ impl Ord for Wish<'_> {
             (
                 memory,
                 gpu.compute_capability.map(|(bound, version)| (bound as u8, version)),
+                gpu.driver
+                    .as_ref()
+                    .map(|(bound, version)| (*bound as u8, version.clone())),
+                gpu.topology,
             )
         };
         fn ports(request: &PortRequest) -> &[(u16, u16)] {

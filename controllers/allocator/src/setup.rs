@@ -163,6 +163,8 @@ impl<'a> Pass<'a> {
                     models: Vec::new(),
                     memory: None,
                     compute_capability: None,
+                    driver: None,
+                    topology: muster_api::topology::Topology::Preferred,
                 }
             };
             let gpu = declared.gpu.as_ref().unwrap_or(any);

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use muster_api::topology::{self, Topology};
+
 use crate::agents::{self, AgentState};
 use crate::client::Client;
 use crate::fit::{Matches, Room, Shapes};
@@ -134,7 +136,8 @@ impl World {
         values::add(&surplus, &self.tree.missing(client.role))
     }
 
-    /// The devices that the client may be offered, `most` at most: those for its first tasks first, then by UUID.
+    /// The devices that the client may be offered, `most` at most: those for its first tasks first; among equals those that reach each
+    /// other best.
     fn choose_devices(&self, client: &Client, place: u32, most: u64, snapshot: &Snapshot) -> Vec<u32> {
         let (state, agent) = (&self.agents[place as usize], &snapshot.agents[place as usize]);
         if client.gpu_shapes.is_empty() || most == 0 || state.devices.is_empty() {
@@ -150,7 +153,19 @@ impl World {
             .filter_map(|device| rank(*device).map(|rank| (rank, *device)))
             .collect();
         ranked.sort_by_key(|(rank, _)| *rank);
-        ranked.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        if let Some((last, _)) = ranked.get(most).copied() {
+            // Of the rank that does not fit whole, only some: the best-connected ones.
+            let split = ranked.partition_point(|(rank, _)| *rank < last);
+            let equals: Vec<u32> = ranked
+                .drain(split..)
+                .filter(|(rank, _)| *rank == last)
+                .map(|(_, device)| device)
+                .collect();
+            let candidates: Vec<_> = equals.iter().map(|place| agents::device(agent, *place)).collect();
+            let chosen = topology::choose(&candidates, most - split, Topology::Preferred).unwrap_or_default();
+            ranked.extend(chosen.into_iter().map(|index| (last, equals[index])));
+        }
         ranked.into_iter().map(|(_, device)| device).collect()
     }
 

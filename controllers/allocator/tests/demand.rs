@@ -7,7 +7,8 @@ use muster_allocator::{Allocation, Availability, Filter, PendingTask, RescindRea
 use muster_api::device::{DeviceHealth, GpuSelector};
 use muster_api::ports::{PortRequest, PortSet};
 use muster_api::resources::Amounts;
-use muster_api::v1::{Constraint, Operator};
+use muster_api::topology::{Path, Topology};
+use muster_api::v1::{Constraint, Operator, QuotaAmounts};
 
 fn gpu_task(name: &str, gpus: u32) -> PendingTask {
     task(
@@ -233,6 +234,65 @@ fn only_matching_healthy_devices_are_offered() {
         "no agent could ever take it: agent a1 comes closest: too few GPUs match: model NVIDIA A100 does not match h100; \
          change the task or add such an agent",
     );
+}
+
+/// A machine of two sockets, whose GPUs are on one switch for each socket.
+fn two_switches(cluster: &mut Cluster) {
+    let agent = cluster.gpu_agent("a1", 4, "NVIDIA L40S");
+    let uuids: Vec<String> = agent.devices.iter().map(|device| device.uuid.clone()).collect();
+    for (place, device) in agent.devices.iter_mut().enumerate() {
+        let path = |other: usize| {
+            if place / 2 == other / 2 {
+                Path::Switch
+            } else {
+                Path::System
+            }
+        };
+        let others = (0..4).filter(|other| *other != place);
+        device.links = others.map(|other| (uuids[other].clone(), path(other))).collect();
+    }
+}
+
+fn close_task(name: &str, gpus: u32) -> PendingTask {
+    let selector = GpuSelector {
+        topology: Topology::Required,
+        ..GpuSelector::default()
+    };
+    PendingTask {
+        gpu: selector.requirement().expect("selector"),
+        ..gpu_task(name, gpus)
+    }
+}
+
+#[test]
+fn a_part_of_the_devices_is_a_part_that_belongs_together() {
+    let mut cluster = Cluster::new();
+    two_switches(&mut cluster);
+    cluster.quota("one").limit = QuotaAmounts {
+        gpus: gpus(2).gpus,
+        ..quota_amounts("64", 65_536)
+    };
+    cluster.snapshot.agents[0].devices[0].health = DeviceHealth::Suspect;
+    cluster.wants("fw1", "one", vec![gpu_task("t1", 2)]);
+    let devices = cluster.pass().remove(0).bundle.devices;
+    assert_eq!(devices.into_iter().collect::<Vec<_>>(), ["GPU-a1-2", "GPU-a1-3"]);
+}
+
+#[test]
+fn devices_that_are_required_to_be_close_wait_for_a_close_set_and_say_so() {
+    let mut cluster = Cluster::new();
+    two_switches(&mut cluster);
+    cluster.wants("fw1", "one", vec![close_task("t1", 3)]);
+    check_verdict(
+        &cluster,
+        Verdict::ExceedsEveryAgent,
+        "no agent could ever take it: agent a1 comes closest: too few GPUs reach each other over NVLink or PCIe switches alone; \
+         change the task or add such an agent",
+    );
+    cluster.demand("fw1").tasks = vec![close_task("t1", 2), close_task("t2", 2)];
+    let offers = cluster.pass();
+    assert_eq!(offers.len(), 1);
+    assert_eq!(offers[0].devices.len(), 4, "one offer has room for both");
 }
 
 #[test]

@@ -204,14 +204,12 @@ fn wild_snapshot() -> impl Strategy<Value = Snapshot> {
     let device = ("[a-e]", any::<bool>()).prop_map(|(uuid, healthy)| Device {
         uuid,
         model: "M".into(),
-        memory: ByteSize::ZERO,
-        compute_capability: None,
-        numa_node: None,
         health: if healthy {
             DeviceHealth::Healthy
         } else {
             DeviceHealth::Faulty
         },
+        ..Device::default()
     });
     let agent = (
         select(vec!["a", "b", ""]),

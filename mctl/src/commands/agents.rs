@@ -23,7 +23,7 @@ pub async fn describe(rest: &Rest, object: &Value) -> Result<String, CallError> 
 }
 
 /// The items of a list that can be understood.
-fn items<T: serde::de::DeserializeOwned>(list: &Value) -> Vec<T> {
+pub(super) fn items<T: serde::de::DeserializeOwned>(list: &Value) -> Vec<T> {
     let items = list["items"].as_array().into_iter().flatten();
     items
         .filter_map(|item| serde_json::from_value(item.clone()).ok())
@@ -69,6 +69,7 @@ fn render(agent: &Agent, tasks: &[Task], offers: &[Offer]) -> String {
         "Resources:\n{}",
         indent(&table::align(&headings, rows.into_iter().map(row).collect(), true), 2)
     );
+    text.push_str(&super::gpus::of_agent(agent, tasks));
     let live: Vec<&Task> = tasks.iter().filter(|task| task.phase().holds_resources()).collect();
     if live.is_empty() {
         text.push_str("Tasks: none\n");
@@ -109,7 +110,7 @@ mod tests {
         .expect("agent");
         let task: Task = serde_json::from_value(json!({
             "apiVersion": "muster.dev/v1", "kind": "Task", "metadata": {"name": "t", "namespace": "ml"},
-            "spec": {"command": ["x"], "resources": {"cpus": 2, "memory": "1Gi"}}, "status": {"phase": "Running", "devices": ["g"], "ports": [31000]},
+            "spec": {"command": ["x"], "resources": {"cpus": 2, "memory": "1Gi"}}, "status": {"phase": "Running", "agent": "a1", "devices": ["g"], "ports": [31000]},
         }))
         .expect("task");
         let ended = Task {
@@ -126,6 +127,9 @@ mod tests {
           used by tasks   2      1Gi      0       1      1
           offered         0      0        0       0      0
           free            6      15Gi     100Gi   0      9
+        GPUs:
+          UUID   MODEL   MEMORY   HEALTH    TASK
+          g      H100    80Gi     Healthy   ml/t
         Tasks:
           NAMESPACE   NAME   PHASE     CPUS   MEMORY   GPUS
           ml          t      Running   2      1Gi      1

@@ -3,6 +3,7 @@
 use futures::StreamExt as _;
 use serde_json::Value;
 
+use super::gpus;
 use crate::cli::{GetArgs, Selection};
 use crate::discovery::Resource;
 use crate::failure::{Exit, Failure, Outcome};
@@ -14,6 +15,9 @@ use crate::table::{self, Show, Table, Widths};
 /// Runs the command.
 pub async fn run(session: &Session, args: GetArgs, terminal: &mut Terminal) -> Outcome {
     let format = Format::parse(args.output.as_deref())?;
+    if gpus::are_meant(&args.what) {
+        return gpus::run(session, &args, &format, terminal).await;
+    }
     let catalogue = session.catalogue().await?;
     let targets = if args.files.filename.is_empty() {
         session.targets(&catalogue, &args.what)?

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use muster_agentd::data_dir::DataDir;
-use muster_agentd::devices::{DeviceSource, NoDevices, SimulatedDevices};
+use muster_agentd::devices::{DeviceSource, GpuChoice};
 use muster_agentd::machine::{self, Claim};
 use muster_agentd::tls::Material;
 use muster_agentd::{Config, NodeServer, SESSION_TTL};
-use muster_api::env::{Env as _, SystemEnv};
+use muster_api::env::{Env, SystemEnv};
 use muster_api::names;
 use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
@@ -69,7 +69,10 @@ impl Agent {
                 "`{name}` cannot be the name of an agent: {problem}"
             )));
         }
-        let devices = devices(&offered.gpus, name)?;
+        let env: Arc<dyn Env> = Arc::new(SystemEnv);
+        let gpus = gpus_of(&offered.gpus, place.share.1);
+        let devices = gpus.open(name, &place.directory, &claim.identity.boot_id, &env);
+        let devices = devices.map_err(|error| because("--gpus", &error))?;
         let capacity = capacity(&place, offered)?;
         let hostname = machine::hostname().unwrap_or_else(|| name.to_owned());
         let attributes: BTreeMap<String, String> = [("hostname".to_owned(), hostname)]
@@ -180,16 +183,11 @@ fn runtime(place: &Place<'_>, offered: &Offered) -> Outcome<Opened> {
     }
 }
 
-fn devices(gpus: &str, agent: &str) -> Outcome<Arc<dyn DeviceSource>> {
-    match gpus.split_once(':') {
-        None if gpus == "none" => Ok(Arc::new(NoDevices)),
-        Some(("sim", text)) => {
-            let devices = SimulatedDevices::parse(text, agent).map_err(|error| because("--gpus", &error))?;
-            Ok(Arc::new(devices))
-        }
-        _ => Err(Failure::new(format!(
-            "--gpus {gpus}: write `none`, or simulated GPUs such as `sim:8xH100`"
-        ))),
+/// The devices of the machine are given out by one agent of it.
+fn gpus_of(gpus: &GpuChoice, index: u32) -> GpuChoice {
+    match gpus {
+        GpuChoice::Auto | GpuChoice::Nvml(_) | GpuChoice::Cdi(_) if index > 0 => GpuChoice::None,
+        gpus => gpus.clone(),
     }
 }
 
@@ -242,12 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_made_up_or_none() {
-        assert_eq!(
-            devices("sim:8xH100", "a").map(|devices| devices.discover().len()).ok(),
-            Some(8)
-        );
-        assert!(devices("none", "a").is_ok_and(|devices| devices.discover().is_empty()));
-        assert!(devices("8xH100", "a").is_err());
+    fn the_gpus_of_a_machine_are_given_out_by_one_agent() {
+        assert_eq!(gpus_of(&GpuChoice::Auto, 0), GpuChoice::Auto);
+        assert_eq!(gpus_of(&GpuChoice::Auto, 1), GpuChoice::None);
+        let simulated = GpuChoice::Simulated("8xH100".to_owned());
+        assert_eq!(gpus_of(&simulated, 1), simulated);
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use muster_agentd::devices::GpuChoice;
 use muster_api::duration::Span;
 use muster_api::join::JoinToken;
 use muster_api::names;
@@ -27,9 +28,10 @@ pub enum RuntimeKind {
 /// What an agent offers; default: what the machine has.
 #[derive(Clone, Debug, Args)]
 pub struct Offered {
-    /// GPUs of each agent: `sim:8xH100` makes some up.
-    #[arg(long, default_value = "none", value_name = "GPUS")]
-    pub gpus: String,
+    /// The GPUs: auto (NVIDIA's, if there are any; of several agents the first has them), none, nvml, cdi:VENDOR/CLASS, or for each agent
+    /// simulated ones such as sim:8xH100.
+    #[arg(long, default_value = "auto", value_name = "GPUS")]
+    pub gpus: GpuChoice,
     /// CPUs of each agent.
     #[arg(long, value_name = "CPUS")]
     pub cpus: Option<Scalar>,

@@ -93,7 +93,7 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
     let mut running: JoinSet<Outcome<()>> = JoinSet::new();
     // Agents end before the server does, because they still have to say what became of their tasks.
     let agents_stop = CancellationToken::new();
-    let mut names = Vec::new();
+    let (mut names, mut gpus) = (Vec::new(), 0);
     let hidden: Vec<PathBuf> = [directory.path().to_owned()]
         .into_iter()
         .chain(shared.clone())
@@ -114,6 +114,7 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
         )
         .await?;
         say(terminal, format!("agent       {name}: {}", capacity(&agent)));
+        gpus += agent.capacity.gpus;
         running.spawn(agent.run(control.agent_client(&name)?, agents_stop.clone()));
         names.push(name);
     }
@@ -126,7 +127,7 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
     let ended = match begun {
         Some(ended) => ended,
         None => {
-            welcome(&args, &directory, start.elapsed(), terminal);
+            welcome(&args, gpus, (&directory, start.elapsed()), terminal);
             serve_on(&stop, &mut control, &mut running).await
         }
     };
@@ -208,7 +209,7 @@ fn default_ports() -> PortSet {
 fn capacity(agent: &Agent) -> String {
     let capacity = &agent.capacity;
     let gpus = if capacity.gpus > 0 {
-        format!(", {} gpus (simulated)", capacity.gpus)
+        format!(", {} gpus", capacity.gpus)
     } else {
         String::new()
     };
@@ -256,7 +257,7 @@ async fn is_current(rest: &Rest, name: &str, agent: &Value) -> Result<bool, Call
     }
 }
 
-fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut Terminal) {
+fn welcome(args: &DevArgs, gpus: u32, (directory, took): (&Directory, Duration), terminal: &mut Terminal) {
     let style = terminal.out_style;
     let config = directory.join("kubeconfig");
     let flag = if args.no_context {
@@ -264,7 +265,7 @@ fn welcome(args: &DevArgs, directory: &Directory, took: Duration, terminal: &mut
     } else {
         String::new()
     };
-    let gpus = if args.offered.gpus == "none" { "" } else { " --gpus 1" };
+    let gpus = if gpus > 0 { " --gpus 1" } else { "" };
     say(
         terminal,
         format!("{} after {} ms\n", style.paint(Paint::Good, "ready"), took.as_millis()),

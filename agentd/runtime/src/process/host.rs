@@ -58,8 +58,8 @@ pub(super) fn hidden(asked: &[PathBuf], own: [&Path; 2]) -> Vec<PathBuf> {
 /// The numbers behind device nodes.
 pub(super) fn device_numbers(nodes: &[DeviceNode]) -> Result<Vec<DeviceNumbers>, Error> {
     let numbers = |node: &DeviceNode| {
-        let invalid = |why: String| Error::Invalid(format!("device {}: {why}", node.path.display()));
-        let meta = fs::metadata(&node.path).map_err(|error| invalid(error.to_string()))?;
+        let invalid = |why: String| Error::Invalid(format!("device {}: {why}", node.on_machine().display()));
+        let meta = fs::metadata(node.on_machine()).map_err(|error| invalid(error.to_string()))?;
         let kind = meta.file_type();
         if !kind.is_char_device() && !kind.is_block_device() {
             return Err(invalid("not a device node".to_owned()));
@@ -81,12 +81,14 @@ mod tests {
     #[test]
     fn device_numbers_are_read_from_the_node() {
         let nodes = [DeviceNode {
-            path: "/dev/null".into(),
+            path: "/dev/none".into(),
+            host: Some("/dev/null".into()),
         }];
         let numbers = device_numbers(&nodes).expect("a device");
         assert_eq!((numbers[0].block, numbers[0].major, numbers[0].minor), (false, 1, 3));
         let nodes = [DeviceNode {
             path: "/etc/passwd".into(),
+            host: None,
         }];
         assert!(matches!(device_numbers(&nodes), Err(Error::Invalid(_))));
     }

@@ -70,6 +70,7 @@ fn image_with_limits_devices_and_mounts() {
         ],
         devices: vec![DeviceNode {
             path: "/dev/nvidia0".into(),
+            host: None,
         }],
         limits: Limits {
             fence: None,
@@ -124,6 +125,7 @@ fn device_outside_dev_is_invalid() {
     let mut spec = minimal(Rootfs::Host);
     spec.devices.push(DeviceNode {
         path: "/etc/passwd".into(),
+        host: None,
     });
     let id = ContainerId::new("a").expect("an id");
     let (path, numbers) = (

@@ -244,6 +244,7 @@ async fn devices() {
     assert!(!without["open"].contains("opened"), "{without:?}");
     spec.devices = vec![DeviceNode {
         path: "/dev/fuse".into(),
+        host: None,
     }];
     let with = ask(&machine, &runtime, &spec, &questions).await;
     assert_eq!((with["open"].as_str(), with["tty"].as_str()), ("opened", "none"));
@@ -265,6 +266,7 @@ async fn devices() {
     spec.mounts.clear();
     spec.devices = vec![DeviceNode {
         path: "/dev/no-such-device".into(),
+        host: None,
     }];
     assert!(matches!(
         runtime.create(&ContainerId::new("a").unwrap(), &spec).await,

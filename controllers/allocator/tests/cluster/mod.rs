@@ -6,7 +6,7 @@ use muster_allocator::{
     AgentSnapshot, Allocation, DeclaredDemand, FrameworkId, FrameworkSnapshot, Held, NewOffer, OpenOffer, Params,
     PendingTask, QuotaSnapshot, RoleDemand, Snapshot, allocate,
 };
-use muster_api::device::{Device, DeviceHealth};
+use muster_api::device::Device;
 use muster_api::ports::{PortRequest, PortSet};
 use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::resources::{Amounts, Bundle};
@@ -93,8 +93,7 @@ impl Cluster {
             model: model.into(),
             memory: "79Gi".parse().expect("size"),
             compute_capability: Some("9.0".into()),
-            numa_node: None,
-            health: DeviceHealth::Healthy,
+            ..Device::default()
         };
         let agent = self.agent(name, "64", 65_536);
         agent.devices = (0..count).map(device).collect();

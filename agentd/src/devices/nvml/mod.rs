@@ -1,0 +1,354 @@
+//! The GPUs of NVIDIA that the machine has, by the driver's own library (NVML), which is loaded at run time.
+//!
+//! One thread owns the library: it reads what is there, waits for the driver's events, and publishes; everybody else reads what was
+//! published. It promises: a machine without driver has no GPUs, and that is no error; a fault is published within a second of the
+//! driver's report; a GPU that disappears stays in the list, as faulty; verdicts survive a restart of the agent, and end with the boot.
+//!
+//! Tested against a library of the same interface that plays a script (`tests/nvml.rs`); the pure parts by themselves.
+
+mod read;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use muster_api::Timestamp;
+use muster_api::device::{Device, DeviceHealth};
+use muster_api::env::Env;
+use nvml_wrapper::Nvml;
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::event::EventSet;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::cdi;
+use super::driver::{Driver, Places};
+use super::health::{Finding, Record};
+use super::{DeviceSource, Edits, UnknownDevice};
+use read::{Gpu, Inventory};
+
+/// How long one wait for events lasts: how late the thread notices that it shall end.
+const EVENT_WAIT_MS: u32 = 250;
+
+/// How often everything is read anew, in waits: every five seconds.
+const REREAD_WAITS: u32 = 20;
+
+/// How long a thread waits that has no events to wait for.
+const NO_EVENTS_WAIT: Duration = Duration::from_millis(EVENT_WAIT_MS as u64);
+
+/// The file that keeps the verdicts.
+const RECORDS: &str = "devices.json";
+
+/// The file of the CDI specification.
+const SPEC_FILE: &str = "muster.dev-gpu.json";
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct NvmlConfig {
+    /// The driver's library: a name that the loader finds, or a path.
+    pub library: PathBuf,
+    /// Where the driver's files and nodes are.
+    pub places: Places,
+    /// Where the kernel shows the devices of the PCI bus.
+    pub pci: PathBuf,
+    /// Where the CDI specification goes; `None`: nowhere.
+    pub cdi: Option<PathBuf>,
+    /// Where verdicts are kept.
+    pub state: PathBuf,
+    /// The boot that they hold for.
+    pub boot_id: String,
+}
+
+impl NvmlConfig {
+    /// The usual places; verdicts are kept in a directory of the agent.
+    pub fn new(state: &Path, boot_id: &str) -> NvmlConfig {
+        NvmlConfig {
+            library: "libnvidia-ml.so.1".into(),
+            places: Places::default(),
+            pci: "/sys/bus/pci/devices".into(),
+            cdi: Some("/var/run/cdi".into()),
+            state: state.to_owned(),
+            boot_id: boot_id.to_owned(),
+        }
+    }
+}
+
+/// Why there are no GPUs.
+#[derive(Debug, thiserror::Error)]
+pub enum NoGpus {
+    /// The driver's library is not there, or does not load.
+    #[error("no driver: {0}")]
+    Library(String),
+    /// The library is there and the driver is not, or refuses.
+    #[error("the driver does not answer: {0}")]
+    Driver(#[source] NvmlError),
+}
+
+/// The GPUs of this machine.
+pub struct NvmlDevices {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changes: watch::Sender<u64>,
+    stop: AtomicBool,
+    env: Arc<dyn Env>,
+    config: NvmlConfig,
+}
+
+#[derive(Default)]
+struct State {
+    gpus: BTreeMap<String, Gpu>,
+    spec: cdi::Spec,
+    records: BTreeMap<String, Record>,
+}
+
+/// What is kept of verdicts.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    boot_id: String,
+    records: BTreeMap<String, Record>,
+}
+
+impl NvmlDevices {
+    /// Loads the library and reads what is there; from then on a thread keeps it true until this is dropped.
+    ///
+    /// # Errors
+    /// [`NoGpus`], with the reason.
+    pub fn open(config: NvmlConfig, env: Arc<dyn Env>) -> Result<NvmlDevices, NoGpus> {
+        let nvml = Nvml::builder().lib_path(config.library.as_os_str()).init();
+        let nvml = nvml.map_err(|error| match error {
+            NvmlError::LibloadingError(error) => NoGpus::Library(error.to_string()),
+            error => NoGpus::Driver(error),
+        })?;
+        let inventory = read::inventory(&nvml, &config.pci).map_err(NoGpus::Driver)?;
+        let state = State {
+            records: kept(&config),
+            ..State::default()
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changes: watch::channel(0).0,
+            stop: AtomicBool::new(false),
+            env,
+            config,
+        });
+        shared.publish(inventory);
+        let keeper = Arc::clone(&shared);
+        let spawned = std::thread::Builder::new()
+            .name("nvml".to_owned())
+            .spawn(move || keeper.keep(&nvml));
+        if let Err(error) = spawned {
+            tracing::error!(%error, "GPUs are not watched: no thread");
+        }
+        Ok(NvmlDevices { shared })
+    }
+}
+
+impl Drop for NvmlDevices {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The verdicts of this boot.
+fn kept(config: &NvmlConfig) -> BTreeMap<String, Record> {
+    let text = std::fs::read_to_string(config.state.join(RECORDS)).unwrap_or_default();
+    match serde_json::from_str::<Kept>(&text) {
+        Ok(kept) if kept.boot_id == config.boot_id => kept.records,
+        _ => BTreeMap::new(),
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics with it")
+    }
+
+    /// The thread: events as they come, and everything anew from time to time.
+    fn keep(&self, nvml: &Nvml) {
+        let mut events = self.listen(nvml);
+        let mut waits = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            match events.as_ref().map(|events| events.wait(EVENT_WAIT_MS)) {
+                Some(Ok(event)) => {
+                    if let (Ok(uuid), Some(XidError::Value(xid))) = (event.device.uuid(), event.event_data) {
+                        self.found(&uuid, Finding::Xid(xid));
+                    }
+                }
+                Some(Err(NvmlError::Timeout)) => waits += 1,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "no events from the driver");
+                    std::thread::sleep(NO_EVENTS_WAIT);
+                    waits += 1;
+                }
+                None => {
+                    std::thread::sleep(NO_EVENTS_WAIT);
+                    waits += 1;
+                }
+            }
+            if waits < REREAD_WAITS {
+                continue;
+            }
+            waits = 0;
+            match read::inventory(nvml, &self.config.pci) {
+                Ok(inventory) => self.publish(inventory),
+                Err(error) => tracing::warn!(%error, "GPUs cannot be read"),
+            }
+            if events.is_none() {
+                events = self.listen(nvml);
+            }
+        }
+    }
+
+    /// The driver's reports of errors, of every card that makes them.
+    fn listen<'a>(&self, nvml: &'a Nvml) -> Option<EventSet<'a>> {
+        let mut events = nvml.create_event_set().ok()?;
+        for uuid in self.state().gpus.keys() {
+            let Ok(device) = nvml.device_by_uuid(uuid.as_str()) else {
+                continue;
+            };
+            match device.register_events(EventTypes::CRITICAL_XID_ERROR, events) {
+                Ok(set) => events = set,
+                Err(error) => {
+                    tracing::warn!(uuid, error = %error.error, "the driver makes no reports; only GPUs that disappear will be noticed");
+                    return None;
+                }
+            }
+        }
+        Some(events)
+    }
+
+    /// Something was seen of one GPU.
+    fn found(&self, uuid: &str, finding: Finding) {
+        let now = self.env.now();
+        tracing::warn!(uuid, ?finding, "the driver reports an error");
+        self.change(|state| {
+            if state.gpus.contains_key(uuid) {
+                let record = state.records.entry(uuid.to_owned()).or_default();
+                *record = record.found(finding, now);
+            }
+        });
+    }
+
+    /// Everything was read.
+    fn publish(&self, inventory: Inventory) {
+        let now = self.env.now();
+        for problem in &inventory.problems {
+            tracing::warn!(problem, "a GPU does not answer");
+        }
+        let lost: Vec<String> = {
+            let state = self.state();
+            let lost = state.gpus.keys().filter(|uuid| !inventory.gpus.contains_key(*uuid));
+            lost.cloned().collect()
+        };
+        let driver = Driver::find(&self.config.places, &inventory.driver);
+        self.change(|state| {
+            for uuid in &lost {
+                let record = state.records.entry(uuid.clone()).or_default();
+                if record.health != DeviceHealth::Faulty {
+                    *record = record.found(Finding::Lost, now);
+                }
+            }
+            state.gpus.extend(inventory.gpus);
+            let gpus = state.gpus.iter().map(|(uuid, gpu)| (uuid.as_str(), gpu.minor));
+            state.spec = driver.spec(&self.config.places.dev, gpus);
+            for record in state.records.values_mut() {
+                *record = record.quiet(now);
+            }
+        });
+    }
+
+    /// Changes what is published, keeps verdicts, and tells everybody if something is different.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        let before = (state.gpus.clone(), state.spec.clone(), state.records.clone());
+        change(&mut state);
+        if before.2 != state.records {
+            self.note(&state.records);
+        }
+        if before.1 != state.spec
+            && let Some(directory) = &self.config.cdi
+            && let Err(error) = cdi::write(directory, SPEC_FILE, &state.spec)
+        {
+            tracing::warn!(%error, directory = %directory.display(), "the CDI specification is not written; tasks do not need it");
+        }
+        let changed = before.0 != state.gpus || before.1 != state.spec || before.2 != state.records;
+        drop(state);
+        if changed {
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn note(&self, records: &BTreeMap<String, Record>) {
+        let kept = Kept {
+            boot_id: self.config.boot_id.clone(),
+            records: records.clone(),
+        };
+        let path = self.config.state.join(RECORDS);
+        let fresh = path.with_extension("new");
+        let written = serde_json::to_vec(&kept)
+            .map_err(std::io::Error::other)
+            .and_then(|text| std::fs::write(&fresh, text))
+            .and_then(|()| std::fs::rename(&fresh, &path));
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %path.display(), "the verdicts on GPUs are not kept; a restart of the agent forgets them");
+        }
+    }
+}
+
+impl State {
+    /// The GPU with what is thought of it.
+    fn device(&self, gpu: &Gpu) -> Device {
+        let record = self.records.get(&gpu.device.uuid).cloned().unwrap_or_default();
+        let (health, message) = match (record.health, gpu.is_cut) {
+            (DeviceHealth::Healthy | DeviceHealth::Suspect, true) => {
+                let why = "it is in MIG mode, and GPUs are given out whole; `nvidia-smi -i UUID -mig 0` ends that";
+                (DeviceHealth::Faulty, why.to_owned())
+            }
+            (health, _) => (health, record.message),
+        };
+        Device {
+            health,
+            message,
+            ..gpu.device.clone()
+        }
+    }
+}
+
+impl DeviceSource for NvmlDevices {
+    fn discover(&self) -> Vec<Device> {
+        let state = self.shared.state();
+        state.gpus.values().map(|gpu| state.device(gpu)).collect()
+    }
+
+    fn edits(&self, uuids: &[&str]) -> Result<Edits, UnknownDevice> {
+        let state = self.shared.state();
+        let mut edits = state.spec.edits(uuids).map_err(|uuid| UnknownDevice(uuid.to_owned()))?;
+        edits.env.extend(super::visible(uuids));
+        Ok(edits)
+    }
+
+    fn fault(&self, uuid: &str) -> Option<String> {
+        let state = self.shared.state();
+        let device = state.device(state.gpus.get(uuid)?);
+        (!device.health.is_usable()).then_some(device.message)
+    }
+
+    fn trust(&self, uuid: &str, since: Timestamp) {
+        self.shared.change(|state| {
+            if let Some(record) = state.records.get_mut(uuid) {
+                *record = record.trusted(since);
+            }
+        });
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.shared.changes.subscribe())
+    }
+}
