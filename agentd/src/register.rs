@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use muster_api::device::Device;
+use muster_api::device::{Device, DeviceHealth};
 use muster_api::env::Env;
 use muster_api::v1::{Agent, AgentCapacity, AgentSpec, AgentStatus, Versions};
 use muster_api::{Condition, ObjectMeta, Time};
@@ -167,6 +167,15 @@ impl Registrar {
                         Health {
                             quarantine: Some(_), ..
                         } => CONFIRMATION_EVERY,
+                        // Somebody may be about to see to it.
+                        _ if self
+                            .devices
+                            .discover()
+                            .iter()
+                            .any(|device| device.health != DeviceHealth::Healthy) =>
+                        {
+                            CONFIRMATION_EVERY
+                        }
                         _ => RESYNC,
                     }
                 }
