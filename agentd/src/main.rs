@@ -8,9 +8,9 @@ use clap::Parser as _;
 
 fn main() -> anyhow::Result<ExitCode> {
     let mut args = std::env::args_os();
-    // Before any thread: each container is held by this executable, run again.
+    // Before any thread: the containers are held by this executable, run again.
     if args.nth(1).as_deref() == Some("shim".as_ref()) {
-        return Ok(muster_runtime::process::shim_main(args));
+        return Ok(muster_runtime::process::shim_main());
     }
     start(&config::Args::parse())
 }

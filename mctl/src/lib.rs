@@ -37,9 +37,9 @@ use style::Paint;
 /// Everything that `main` does.
 pub fn main() -> ExitCode {
     let mut args = std::env::args_os();
-    // Before any thread: each container of an agent in this process is held by this executable, run again.
+    // Before any thread: the containers of agents in this process are held by this executable, run again.
     if args.nth(1).as_deref() == Some("shim".as_ref()) {
-        return muster_runtime::process::shim_main(args);
+        return muster_runtime::process::shim_main();
     }
     let cli = Cli::parse();
     log(&cli.global);

@@ -21,7 +21,7 @@ const PARALLEL: usize = 8;
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|word| word == "shim") {
-        return shim_main(args);
+        return shim_main();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -142,27 +142,28 @@ async fn weigh(containers: &ProcessRuntime, state: &Path) {
         .expect("created");
     containers.start(&id).await.expect("started");
     let directory = state.join("containers/weight");
-    for entry in fs::read_dir("/proc").expect("proc").flatten() {
-        let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-        if line
-            .trim_end_matches('\0')
-            .ends_with(directory.to_str().expect("a path"))
-        {
-            let text = fs::read_to_string(entry.path().join("smaps_rollup")).unwrap_or_default();
-            let kib = |key: &str| -> u64 {
-                let lines = text.lines().filter(|line| line.starts_with(key));
-                lines
-                    .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-                    .sum()
-            };
-            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            println!(
-                "process {}: resident {} KiB, private {} KiB",
-                comm.trim(),
-                kib("Rss:"),
-                kib("Private_")
-            );
-        }
+    let processes = || fs::read_dir("/proc").expect("proc").flatten();
+    let is_shim = |entry: &fs::DirEntry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == directory);
+    let shim = processes().find(is_shim).expect("its shim").file_name();
+    let parent = format!("PPid:\t{}\n", shim.to_string_lossy());
+    let is_first = |entry: &fs::DirEntry| {
+        fs::read_to_string(entry.path().join("status")).is_ok_and(|status| status.contains(&parent))
+    };
+    for entry in processes().filter(|entry| entry.file_name() == shim || is_first(entry)) {
+        let text = fs::read_to_string(entry.path().join("smaps_rollup")).unwrap_or_default();
+        let kib = |key: &str| -> u64 {
+            let lines = text.lines().filter(|line| line.starts_with(key));
+            lines
+                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .sum()
+        };
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        println!(
+            "process {}: resident {} KiB, private {} KiB",
+            comm.trim(),
+            kib("Rss:"),
+            kib("Private_")
+        );
     }
     let mut changes = containers.changes();
     containers

@@ -47,11 +47,13 @@ const ALL: &[&str] = &[
 ];
 
 /// Libraries that only one crate may name, so that what they stand for can be exchanged.
-const OWNED: [(&str, &str); 6] = [
+const OWNED: [(&str, &str); 8] = [
     ("etcd-client", "muster-store"),
     ("redb", "muster-store"),
     ("containerd-client", "muster-runtime"),
+    ("libcgroups", "muster-runtime"),
     ("libcontainer", "muster-runtime"),
+    ("libseccomp", "muster-runtime"),
     ("oci-spec", "muster-runtime"),
     ("axum-server", "muster-apiserver"),
 ];

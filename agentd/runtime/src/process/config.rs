@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use crate::Images;
 
-/// How to run this executable as a shim. It is run with the directory of a container as last argument and has to call [`super::shim_main`].
+/// How to run this executable as a server of shims. It is run once for each runtime, with an empty environment, and has to call
+/// [`super::shim_main`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShimCommand {
     /// The executable.
     pub program: PathBuf,
-    /// What makes it a shim.
+    /// What makes it one.
     pub args: Vec<OsString>,
 }
 

@@ -7,10 +7,12 @@
 //! | `bundle/config.json` | agent | the OCI spec, when isolated |
 //! | `lock` | shim | locked while the shim lives |
 //! | `control` | shim | its socket |
+//! | `start` | shim | the socket through which the first process is told to run the command; gone when it was |
+//! | `shim.log` | shim | what went wrong with it |
 //! | `status` | shim | the first process, and since when the command runs ([`Status`]) |
 //! | `log`, `log.1` | shim | see [`super::logs`] |
 //! | `exit` | shim, or the agent when the shim was lost | the [`Exit`]; there when everything has ended |
-//! | `sandbox/`, `tmp/`, `rootfs/`, `upper/`, `work/` | the container | its files |
+//! | `sandbox/`, `tmp/`, `upper/`, `work/` | the container | its files |
 //!
 //! Files appear whole: they are written under another name and renamed. The lock is a POSIX record lock: the kernel drops it with the
 //! process whatever way that ends, children do not inherit it, and it does not survive a restart of the machine; so "locked" means
@@ -29,6 +31,9 @@ use serde::{Deserialize, Serialize};
 
 use super::shim::Watched;
 use crate::{ContainerSpec, Exit};
+
+/// An empty directory next to those of all containers: where each, in a mount namespace of its own, puts its root directory together.
+pub(super) const ROOT: &str = "root";
 
 /// What a shim has to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,7 +58,7 @@ pub(super) enum Held {
         cwd: PathBuf,
         /// Symbolic links to make in the root directory: name and target.
         links: Vec<(PathBuf, PathBuf)>,
-        /// The read-only directory to put below the root, if any.
+        /// The read-only directory to put below the root; without one, the root holds mount points and links only.
         image: Option<PathBuf>,
     },
     /// As a plain process.

@@ -20,6 +20,7 @@ use nix::libc;
 use nix::unistd::{ForkResult, Pid};
 use oci_spec::runtime::Spec;
 
+use super::filter::Filter;
 use super::sys;
 
 /// Exit code of a shell that could not run a command.
@@ -61,6 +62,8 @@ impl Verdict {
 pub(super) struct Init {
     /// Where to tell how the command ended.
     pub(super) verdict: Arc<OwnedFd>,
+    /// What it may ask of the kernel, and with it everything in the container.
+    pub(super) filter: Arc<Filter>,
     /// Where the command starts.
     pub(super) cwd: PathBuf,
 }
@@ -90,9 +93,11 @@ impl Executor for Init {
         }
     }
 
-    /// Nothing: a command that cannot be run is an exit of the container, not a failed creation.
+    /// The last step before the container waits to be started, where libcontainer would install a filter of its own. Says nothing about the
+    /// command: one that cannot be run is an exit of the container, not a failed creation.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        Ok(())
+        let failed = |error| ExecutorValidationError::ArgValidationError(format!("seccomp: {error}"));
+        self.filter.install().map_err(failed)
     }
 }
 

@@ -1,10 +1,11 @@
 //! Containers on this machine, without a daemon.
 //!
 //! Each container has a directory (module `directory`) and a shim ([`shim_main`]): this executable again, which makes the container with
-//! libcontainer, holds its output and writes down its exit. The runtime itself keeps nothing that matters: it reads directories and talks
-//! to shims, so any number of agents can come and go.
+//! libcontainer, holds its output and writes down its exit. Shims are forked from a server, which is this executable once more. The
+//! runtime itself keeps nothing that matters: it reads directories and talks to shims, so any number of agents can come and go.
 //!
-//! It promises what [`Runtime`] promises, whatever is killed in between: the agent (the shim goes on), the shim (what it held is killed
+//! It promises what [`Runtime`] promises, whatever is killed in between: the agent (the shim goes on), the server of shims (so do they, and
+//! there is another one), the shim (what it held is killed
 //! and its exit says so), the machine (nothing is locked after a restart). Where nothing can be isolated, commands run as plain processes
 //! and [`Runtime::isolation`] says what is missing and why.
 //!
@@ -19,6 +20,7 @@ mod clock;
 mod config;
 mod control;
 mod directory;
+mod filter;
 mod host;
 mod init;
 mod logs;
@@ -26,12 +28,12 @@ mod lost;
 mod prepare;
 mod shared;
 mod shim;
+mod shims;
 mod sys;
 
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -45,14 +47,28 @@ use tokio::task::JoinSet;
 use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
 use crate::{Container, ContainerId, ContainerSpec, Error, Guard, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
 use control::{Created, LINE_MAX, Reply, Request};
-use directory::Directory;
+use directory::{Directory, ROOT};
 use shared::{Listed, Shared, blocking, lock, system};
+use shims::{Asked, Shims};
 
 pub use config::{Config, Isolate, ShimCommand};
 pub use shim::shim_main;
 
 /// How often something is looked at that cannot announce itself: a shim that another agent has just begun.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How often a container is begun anew when the server of shims has ended before it made a shim.
+const SERVERS_TRIED: usize = 3;
+
+/// What became of a shim that was asked for.
+enum Made {
+    /// It has created its container.
+    Created,
+    /// Another one is at it, or was.
+    Elsewhere,
+    /// There was none: the server ended before it made one.
+    Nothing,
+}
 
 /// The runtime for commands on this machine.
 pub struct ProcessRuntime {
@@ -69,13 +85,20 @@ impl ProcessRuntime {
         Directory::at(config.state_dir.join("containers"))
             .make()
             .map_err(failed)?;
-        Directory::at(config.state_dir.join("trash")).make().map_err(failed)?;
+        for name in ["trash", ROOT] {
+            Directory::at(config.state_dir.join(name)).make().map_err(failed)?;
+        }
         let state_dir = config.state_dir.canonicalize().map_err(failed)?;
         let config = Config { state_dir, ..config };
         prepare::empty_trash(&config.state_dir);
         let (hierarchies, isolation) = prepare::isolation(&config);
+        let shims = Shims::new(config.shim.clone(), config.state_dir.join("shims.log"));
+        if let Err(error) = shims.begin() {
+            tracing::warn!(%error, "shims cannot be made now; tried again with the first container");
+        }
         let shared = Shared {
             config,
+            shims,
             hierarchies,
             isolation,
             version: watch::Sender::new(0),
@@ -101,6 +124,21 @@ impl ProcessRuntime {
             let _ = cgroup::Cgroup::new(hierarchies.clone(), &self.shared.config.cgroup_parent).remove();
         }
     }
+}
+
+/// The seccomp program that every isolated container runs behind, as the kernel takes it (`struct sock_filter`, one after the other): for
+/// whoever wants to compare it with what does run.
+///
+/// # Errors
+/// When the profile cannot be compiled here.
+pub fn seccomp_program() -> Result<Vec<u8>, Error> {
+    let failed = |error: filter::FilterError| Error::System {
+        context: "compiling the seccomp profile".to_owned(),
+        message: error.to_string(),
+    };
+    filter::Filter::compile(&crate::spec::seccomp())
+        .map(|filter| filter.bytes())
+        .map_err(failed)
 }
 
 impl ProcessRuntime {
@@ -164,49 +202,47 @@ impl Shared {
         });
     }
 
-    /// Runs a shim, and waits until it says that its container is created, or that another one is at it.
-    async fn spawn(self: &Arc<Self>, directory: &Directory) -> Result<(), Error> {
+    /// Has a shim made, and waits until it says what became of its container.
+    async fn spawn(self: &Arc<Self>, directory: &Directory) -> Result<Made, Error> {
         let failed = |error: io::Error| system("starting the shim", &error);
-        let errors = fs::File::create(directory.join("shim.log")).map_err(failed)?;
-        let shim = &self.config.shim;
-        let mut command = tokio::process::Command::new(&shim.program);
-        command
-            .args(&shim.args)
-            .arg(directory.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors);
-        command.kill_on_drop(false);
-        let mut child = command.spawn().map_err(failed)?;
-        let stdout = child.stdout.take().expect("its output was asked to be a pipe");
-        let (tell, ended) = oneshot::channel();
-        let shared = Arc::clone(self);
-        self.tasks().spawn(async move {
-            let _ = tell.send(child.wait().await);
-            shared.changed();
-        });
-        // Not to its end: the first process of the container keeps the pipe open until it runs the command, even when the shim is killed.
+        let Some(Asked { said, server }) = self.shims.ask(directory.path()).map_err(failed)? else {
+            return Ok(Made::Nothing);
+        };
         let mut line = Vec::new();
-        let mut stdout = BufReader::new(stdout.take(LINE_MAX as u64));
+        let mut said = BufReader::new(said.take(LINE_MAX as u64));
         tokio::select! {
             biased;
-            read = stdout.read_until(b'\n', &mut line) => drop(read.map_err(failed)?),
-            _ = ended => {
-                // What it said last may be in the pipe.
-                let _ = tokio::time::timeout(LOOK_AGAIN, stdout.read_until(b'\n', &mut line)).await;
+            read = said.read_until(b'\n', &mut line) => drop(read.map_err(failed)?),
+            () = server.ended() => {
+                // A shim that was made goes on, and holds the lock. Without one, what was said last may be in the pipe.
+                while tokio::time::timeout(LOOK_AGAIN, said.read_until(b'\n', &mut line)).await.is_err()
+                    && directory.shim().map_err(failed)?.is_some()
+                {}
             }
         }
         let message = match serde_json::from_slice(&line) {
-            Ok(Created::Ok | Created::Taken) => return Ok(()),
+            Ok(Created::Ok) => return Ok(Made::Created),
+            Ok(Created::Taken) => return Ok(Made::Elsewhere),
             Ok(Created::Failed(message)) => message,
-            Err(_) => {
-                let errors = fs::read_to_string(directory.join("shim.log")).unwrap_or_default();
-                format!("the shim has ended: {}", errors.trim())
-            }
+            Err(_) => match fs::read_to_string(directory.join("shim.log")) {
+                Ok(errors) if !server.has_ended() => format!("the shim has ended: {}", errors.trim()),
+                _ => return Ok(Made::Nothing),
+            },
         };
         Err(Error::System {
             context: "creating the container".to_owned(),
             message,
+        })
+    }
+
+    /// That no shim was made is no failure, unless it happens again and again.
+    fn no_shim(&self, tried: usize) -> Result<(), Error> {
+        if tried < SERVERS_TRIED {
+            return Ok(());
+        }
+        Err(Error::System {
+            context: "creating the container".to_owned(),
+            message: format!("the server of shims has ended: {}", self.shims.errors().trim()),
         })
     }
 
@@ -240,7 +276,8 @@ impl Shared {
     async fn create_now(self: &Arc<Self>, id: &ContainerId, spec: &ContainerSpec) -> Result<(), Error> {
         let directory = self.directory(id);
         let _turn = self.turn(id).await;
-        // Once is enough, unless the shim of an agent that has died comes in between.
+        let mut tried = 0;
+        // Until it is there: another agent, or one that has died, may be making it, and the server of shims may end.
         while !self.exists(&directory, id, spec).await? {
             let (shared, whole, known) = (Arc::clone(self), directory.clone(), (id.clone(), spec.clone()));
             let prepared = blocking("preparing the container", move || {
@@ -252,9 +289,18 @@ impl Shared {
             });
             let made = match prepared.await {
                 Ok(true) => self.spawn(&directory).await,
-                other => other.map(drop),
+                other => other.map(|_| Made::Elsewhere),
             };
-            if let Err(error) = made {
+            let failed = match made {
+                Ok(Made::Created) => break,
+                Ok(Made::Elsewhere) => continue,
+                Ok(Made::Nothing) => {
+                    tried += 1;
+                    self.no_shim(tried)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = failed {
                 let shared = Arc::clone(self);
                 blocking("removing what was prepared", move || shared.discard(&directory)).await?;
                 return Err(error);
@@ -269,31 +315,27 @@ impl Shared {
     async fn ask(self: &Arc<Self>, id: &ContainerId, request: Request) -> Result<(), Error> {
         let directory = self.directory(id);
         let _turn = self.turn(id).await;
-        match self.inspect(directory.clone()).await? {
-            None => return Err(Error::NotFound(id.clone())),
-            Some(Container {
-                state: State::Exited(_),
-                ..
-            }) => return Ok(()),
-            Some(_) => {}
-        }
         self.watch(id).await;
         let reply = control::ask(&directory, request).await;
         self.changed();
-        match reply {
-            Ok(Reply::Ok) => Ok(()),
-            Ok(Reply::Failed(message)) => Err(Error::System {
-                context: "the shim".to_owned(),
-                message,
-            }),
-            // It may have ended in between, and that was all that was wanted.
-            Err(error) => match self.inspect(directory).await? {
-                Some(Container {
-                    state: State::Exited(_),
-                    ..
-                }) => Ok(()),
-                _ => Err(system("asking the shim", &error)),
-            },
+        let error = match reply {
+            Ok(Reply::Ok) => return Ok(()),
+            Ok(Reply::Failed(message)) => {
+                return Err(Error::System {
+                    context: "the shim".to_owned(),
+                    message,
+                });
+            }
+            Err(error) => error,
+        };
+        // It may have ended, and that was all that was wanted.
+        match self.inspect(directory).await? {
+            None => Err(Error::NotFound(id.clone())),
+            Some(Container {
+                state: State::Exited(_),
+                ..
+            }) => Ok(()),
+            Some(_) => Err(system("asking the shim", &error)),
         }
     }
 

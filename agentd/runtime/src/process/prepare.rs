@@ -12,7 +12,7 @@ use oci_spec::runtime::Spec;
 
 use super::cgroup::{Cgroup, Hierarchies};
 use super::config::{Config, Isolate};
-use super::directory::{Directory, Held, Plan};
+use super::directory::{Directory, Held, Plan, ROOT};
 use super::host;
 use super::shared::system;
 use super::shim::Watched;
@@ -165,7 +165,7 @@ fn isolated(
     // Whoever the command runs as, it comes to its files through mounts.
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).map_err(failed)?;
     let inner = |name, mode| directory.make_inner(name, mode).map_err(failed);
-    let (rootfs, tmp, bundle) = (inner("rootfs", 0o755)?, inner("tmp", 0o1777)?, inner("bundle", 0o700)?);
+    let (tmp, bundle) = (inner("tmp", 0o1777)?, inner("bundle", 0o700)?);
     let ((shown, links), image) = match &spec.rootfs {
         Rootfs::Host | Rootfs::Image { .. } => (host::top().map_err(failed)?, None),
         Rootfs::Directory(image) => {
@@ -177,7 +177,7 @@ fn isolated(
     let cgroup = format!("{}/{id}", config.cgroup_parent);
     let site = Site {
         id,
-        rootfs: &rootfs,
+        rootfs: &config.state_dir.join(ROOT),
         sandbox: &directory.join("sandbox"),
         tmp: &tmp,
         cgroup: &cgroup,
@@ -189,7 +189,7 @@ fn isolated(
             .1,
         swap_accounting: hierarchies.counts_swap(),
     };
-    let oci = start_at_root(generate(spec, &site)?);
+    let oci = for_the_shim(generate(spec, &site)?);
     oci.save(bundle.join("config.json")).map_err(|error| Error::System {
         context: "writing the bundle".to_owned(),
         message: error.to_string(),
@@ -206,11 +206,15 @@ fn isolated(
     })
 }
 
-/// The first process goes to the working directory itself, when the command is run: one that does not exist is then an exit of the
-/// container, like a command that does not exist, and not a creation that fails again and again.
-fn start_at_root(mut oci: Spec) -> Spec {
+/// What the shim and the first process do themselves is not in the bundle. The first process goes to the working directory when the
+/// command is run: one that does not exist is then an exit of the container, like a command that does not exist, and not a creation that
+/// fails again and again. The seccomp profile is the same for all, so it is installed as compiled once ([`super::filter`]).
+fn for_the_shim(mut oci: Spec) -> Spec {
     if let Some(process) = oci.process_mut() {
         process.set_cwd("/".into());
+    }
+    if let Some(linux) = oci.linux_mut() {
+        linux.set_seccomp(None);
     }
     oci
 }

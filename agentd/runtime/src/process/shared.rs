@@ -12,11 +12,13 @@ use super::cgroup::Hierarchies;
 use super::config::Config;
 use super::directory::Directory;
 use super::lost;
+use super::shims::Shims;
 use crate::{Container, ContainerId, Error, Isolation, State};
 
 /// What all calls share.
 pub(super) struct Shared {
     pub(super) config: Config,
+    pub(super) shims: Shims,
     /// `None`: as plain processes.
     pub(super) hierarchies: Option<Hierarchies>,
     pub(super) isolation: Isolation,
@@ -25,7 +27,7 @@ pub(super) struct Shared {
     pub(super) watched: Mutex<BTreeSet<ContainerId>>,
     /// Held while a lost container is settled.
     pub(super) settling: Mutex<()>,
-    /// One for each living shim, one for each shim of ours to be reaped, and calls that go on to their end.
+    /// One for each living shim, and calls that go on to their end.
     pub(super) tasks: Mutex<JoinSet<()>>,
     /// Of each container that a call works on; two calls on one container take turns.
     pub(super) busy: Mutex<BTreeMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,

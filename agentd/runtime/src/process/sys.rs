@@ -5,10 +5,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
 use nix::libc;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{ForkResult, Pid};
 
 /// Sends a signal, by number.
@@ -85,6 +87,41 @@ pub(super) fn wait_for_signal() -> i32 {
             return signal;
         }
     }
+}
+
+/// Has the kernel check every further system call of this thread against the filter. Needs no privilege when new privileges are ruled out.
+pub(super) fn install_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).map_err(io::Error::other)?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel copies the program, which outlives the call.
+    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Closes every descriptor from this one on. Only for a program that has opened none of its own yet.
+/// Kernels before 5.9 cannot; then what its parent left open stays so.
+pub(super) fn close_from(first: RawFd) {
+    // SAFETY: no memory is involved; nothing in this program owns what is closed.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_int::MAX, 0) };
+}
+
+/// Receives one message, and the descriptor that comes with it. A length of zero: there is nobody who could send any more.
+pub(super) fn receive(socket: &OwnedFd, message: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [io::IoSliceMut::new(message)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let fds = received.cmsgs()?.find_map(|extra| match extra {
+        ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+        _ => None,
+    });
+    // SAFETY: the kernel has just made it for this process, and there is room for one only.
+    let fd = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok((received.bytes, fd))
 }
 
 /// Forks.

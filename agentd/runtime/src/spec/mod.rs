@@ -149,6 +149,11 @@ pub fn generate(spec: &ContainerSpec, site: &Site<'_>) -> Result<oci_spec::runti
     serde_json::from_value(document).map_err(|error| Error::Invalid(error.to_string()))
 }
 
+/// The seccomp profile that every generated spec has.
+pub(crate) fn seccomp() -> oci_spec::runtime::LinuxSeccomp {
+    serde_json::from_value(seccomp::profile()).expect("the profile is one")
+}
+
 /// The name a container has for itself: of its id what a host name may hold.
 fn hostname(id: &ContainerId) -> String {
     let name: String = id

@@ -143,6 +143,10 @@ async fn cannot() {
         "unshare -m true",
         "unshare -U true",
         "unshare -n true",
+        // The same through clone: a new user namespace, mount namespace, network.
+        "perl -e 'exit(syscall(56, 0x10000011, 0, 0, 0, 0) < 0)'",
+        "perl -e 'exit(syscall(56, 0x00020011, 0, 0, 0, 0) < 0)'",
+        "perl -e 'exit(syscall(56, 0x50000011, 0, 0, 0, 0) < 0)'",
         "chroot / true",
         "hostname other",
         "for fd in /proc/1/fd/*; do readlink $fd || exit 1; done",

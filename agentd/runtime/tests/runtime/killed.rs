@@ -290,7 +290,7 @@ async fn half_made(isolate: Isolate) {
     let machine = Machine::new(isolate);
     let (runtime, id) = (machine.open(), id("a"));
     // An agent that was killed after it had made the directory, and one that was killed after it had written everything.
-    fs::create_dir_all(machine.directory(&id).join("rootfs/left")).unwrap();
+    fs::create_dir_all(machine.directory(&id).join("tmp/left")).unwrap();
     assert_eq!(runtime.list().await.unwrap(), []);
     let spec = machine.spec(Program::Exit(5));
     fs::write(machine.directory(&id).join("spec"), serde_json::to_vec(&spec).unwrap()).unwrap();

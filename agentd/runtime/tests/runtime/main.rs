@@ -1,6 +1,6 @@
 //! Every runtime against every promise, and what only the process runtime promises.
 //!
-//! This executable is also the shim of the runtimes under test (`shim`), and an agent that can be killed (`agent`).
+//! This executable is also the server of shims of the runtimes under test (`shim`), and an agent that can be killed (`agent`).
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -8,6 +8,7 @@ mod fake;
 mod inside;
 mod killed;
 mod process;
+mod server;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -22,7 +23,7 @@ use process::Machine;
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next().as_ref().and_then(|word| word.to_str()) {
-        Some("shim") => return shim_main(args),
+        Some("shim") => return shim_main(),
         Some("agent") => return killed::agent_main(args),
         _ => {}
     }
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     );
     trials.extend(killed::trials());
     trials.extend(inside::trials());
+    trials.extend(server::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

@@ -13,6 +13,8 @@ use muster_runtime::process::{Config, Isolate, ShimCommand};
 use muster_runtime::{
     Container, ContainerId, ContainerSpec, Exit, Limits, LogQuery, ProcessRuntime, Rootfs, Runtime, State, Stop,
 };
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
 use crate::Cleans;
 
@@ -104,16 +106,21 @@ impl Machine {
         pids().filter(marked).collect()
     }
 
-    /// The shim of a container: the process whose last argument is the container's directory.
+    /// The shim of a container: the process that holds the lock of its directory.
     pub(crate) fn shim(&self, id: &ContainerId) -> Option<i32> {
-        let directory = self.directory(id);
-        let shims = |pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).filter(|word| !word.is_empty()).collect();
-            words.len() == 3 && words[1] == b"shim" && words[2] == directory.as_os_str().as_encoded_bytes()
+        let file = fs::File::options()
+            .write(true)
+            .open(self.directory(id).join("lock"))
+            .ok()?;
+        let mut lock = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
         };
-        // Before others: the first process of a container begins as a copy of the shim, with its command line.
-        pids().filter(shims).min()
+        fcntl(&file, FcntlArg::F_GETLK(&mut lock)).unwrap();
+        (i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid)
     }
 
     pub(crate) fn directory(&self, id: &ContainerId) -> PathBuf {
@@ -248,11 +255,9 @@ impl Harness for Machine {
 /// What a failed test has left. A clean machine has nothing for this to do.
 impl Drop for Machine {
     fn drop(&mut self) {
-        let state = self.state.path().to_str().unwrap().to_owned();
-        let ours = |pid: &i32| {
-            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.contains("\0shim\0") && line.contains(&state)
-        };
+        let state = self.state.path().canonicalize().unwrap();
+        // Shims, and first processes of containers that have not shut themselves in yet.
+        let ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&state));
         for pid in self.pids().into_iter().chain(pids().filter(ours)) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }

@@ -1,7 +1,7 @@
 //! The shim: the process that stands between an agent and one container, so that agents may die.
 //!
-//! It is this executable again, with one thread and no async runtime (making a container forks, which threads make unsafe). It creates the
-//! container, waits to be told to run the command, copies its output to the log, kills it when a grace is over, and when everything in it
+//! It is this executable again, with one thread and no async runtime (making a container forks, which threads make unsafe), forked from the
+//! agent's server of shims (module `server`). It creates the container, waits to be told to run the command, copies its output to the log, kills it when a grace is over, and when everything in it
 //! has ended, writes down how. It promises: the exit is written after the last process is gone, and only then; the command is run at
 //! most once; a container whose output nobody reads never blocks.
 //!
@@ -15,12 +15,11 @@ mod isolated;
 mod outputs;
 mod peers;
 mod plain;
+mod server;
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -37,6 +36,7 @@ use crate::{Exit, FENCED};
 use deadman::Deadman;
 use outputs::Outputs;
 use peers::Peers;
+use server::Common;
 
 pub(super) use deadman::{Watched, vouch};
 
@@ -45,9 +45,6 @@ const KILL_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long the beginning of a line may wait for its end before it is shown without.
 const LINE_PATIENCE: Duration = Duration::from_millis(100);
-
-/// A shim must outlive its container: as protected as can be without being the last to go; or, where that is not allowed, as everybody.
-const OOM_SCORE_ADJ: [&str; 2] = ["-900", "0"];
 
 /// A command that is held in some way.
 trait Workload {
@@ -73,14 +70,14 @@ struct Pipes {
     stderr: OwnedFd,
 }
 
-/// The main function of a shim: its one argument is the directory of the container. For a hidden subcommand of the executable that an
-/// agent names in [`super::ShimCommand`]; to be called before any thread is made.
-pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let Some(directory) = args.into_iter().next().map(PathBuf::from) else {
-        eprintln!("the directory of a container is missing");
-        return ExitCode::from(2);
-    };
-    match run(Directory::at(directory)) {
+/// The main function of a server of shims, and of the shims: an agent is at the other end of standard input. For a hidden subcommand of the
+/// executable that an agent names in [`super::ShimCommand`]; to be called before any thread is made.
+pub fn shim_main() -> ExitCode {
+    let ended = server::serve().and_then(|shim| match shim {
+        Some((directory, common)) => run(directory, &common),
+        None => Ok(()),
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -89,44 +86,38 @@ pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(directory: Directory) -> io::Result<()> {
-    // Every signal stays pending: nothing but SIGKILL ends a shim, and a container's first process is born with them blocked.
-    sys::block_signals();
-    // Its own session: signals of a terminal that the agent was started from do not reach it. Fails only when it has one already.
-    let _ = nix::unistd::setsid();
-    let to_agent = take_stdout()?;
+fn run(directory: Directory, common: &Common) -> io::Result<()> {
     let lock = directory.lock()?;
     let (Some(lock), None, None) = (lock, directory.exit()?, directory.status()?) else {
-        say(&to_agent, &Created::Taken);
+        say(io::stdout(), &Created::Taken);
         return Ok(());
     };
     let plan = directory.plan()?.ok_or_else(|| io::Error::other("there is no plan"))?;
     nix::sys::prctl::set_child_subreaper(true)?;
     nix::sys::prctl::set_name(c"muster-shim")?;
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    match Shim::create(directory, &plan, lock) {
+    match Shim::create(directory, &plan, common, lock) {
         Ok(shim) => {
-            say(&to_agent, &Created::Ok);
-            drop(to_agent);
+            say(io::stdout(), &Created::Ok);
+            // The pipe to the agent: its end says that there is nobody any more who could say anything.
+            nix::unistd::dup2_stdout(fs::File::options().write(true).open("/dev/null")?)?;
             shim.serve()
         }
         Err(message) => {
-            say(&to_agent, &Created::Failed(message));
+            say(io::stdout(), &Created::Failed(message));
             Ok(())
         }
     }
 }
 
-/// Standard output is the pipe to the agent. What is made from here on must not inherit it, or the agent would wait for that as well.
-fn take_stdout() -> io::Result<OwnedFd> {
-    let pipe = io::stdout().as_fd().try_clone_to_owned()?;
-    nix::unistd::dup2_stdout(fs::File::options().write(true).open("/dev/null")?)?;
-    Ok(pipe)
-}
-
-fn say(agent: &OwnedFd, message: &Created) {
+fn say(agent: impl AsFd, message: &Created) {
     // An agent that has gone away will list.
     let _ = nix::unistd::write(agent, &control::encode(message));
+}
+
+/// An error with all its causes: those of libraries say little at the top.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// How far the container is.
@@ -160,7 +151,7 @@ struct Shim {
 }
 
 impl Shim {
-    fn create(directory: Directory, plan: &Plan, lock: Locked) -> Result<Shim, String> {
+    fn create(directory: Directory, plan: &Plan, common: &Common, lock: Locked) -> Result<Shim, String> {
         let text = |what: &str| {
             let what = what.to_owned();
             move |error: io::Error| format!("{what}: {error}")
@@ -168,10 +159,9 @@ impl Shim {
         let deadman = plan.watched.as_ref().map(Deadman::begin).transpose()?;
         let (pipes, (stdout, stderr)) = pipes().map_err(text("pipes"))?;
         let workload: Box<dyn Workload> = match &plan.isolation {
-            Held::Isolated { .. } => Box::new(isolated::Isolated::create(&directory, &plan.isolation, pipes)?),
+            Held::Isolated { .. } => Box::new(isolated::Isolated::create(common, &directory, &plan.isolation, pipes)?),
             Held::Plain { .. } => Box::new(plain::Plain::create(&plan.isolation, pipes)?),
         };
-        protect_from_oom();
         let outputs = Outputs::begin(directory.path(), plan.log_bytes, stdout, stderr).map_err(text("log"))?;
         let signals = SignalFd::with_flags(
             &SigSet::from(Signal::SIGCHLD),
@@ -258,11 +248,14 @@ impl Shim {
         if let Err(error) = self.write_status(Some(started_ms)) {
             return Reply::Failed(format!("status: {error}"));
         }
+        let before = self.workload.pid();
         match self.workload.start() {
             Ok(()) => {
                 self.phase = Phase::Running { started_ms };
                 // The first process of a plain command is known only now.
-                let _ = self.write_status(Some(started_ms));
+                if self.workload.pid() != before {
+                    let _ = self.write_status(Some(started_ms));
+                }
             }
             Err(reason) => {
                 self.workload.kill();
@@ -408,11 +401,4 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((read, write))
-}
-
-/// Creating the container gave this process the container's score. Not being allowed to lower it is no reason to fail.
-fn protect_from_oom() {
-    let _ = OOM_SCORE_ADJ
-        .iter()
-        .any(|score| fs::write("/proc/self/oom_score_adj", score).is_ok());
 }

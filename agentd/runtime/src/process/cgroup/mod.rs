@@ -1,7 +1,12 @@
 //! The cgroup of a container, in whatever hierarchies the machine has: which processes are in it, were any killed for memory, kill all,
-//! remove. Making cgroups and setting their limits is libcontainer's part.
+//! remove. Making one and setting its limits is in module `make`.
+//!
+//! Of v1 only the hierarchies that limit something are used ([`NEEDED`]): a directory in each of the others would cost as much and do
+//! nothing.
 //!
 //! What must never happen here: a path outside the one cgroup that was asked for. Tested on made-up trees, v1 on the machine as well.
+
+mod make;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +21,7 @@ use super::sys;
 /// How this machine arranges its cgroups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hierarchies {
-    /// A tree for each controller: where each is mounted, by its first controller. Hybrid machines are this, with an idle v2 tree.
+    /// A tree for each controller that is needed: where each is mounted. Hybrid machines are this, with an idle v2 tree.
     V1(Vec<(String, PathBuf)>),
     /// One tree for all.
     V2(PathBuf),
@@ -44,7 +49,7 @@ impl Hierarchies {
             match (source.next(), source.nth(1)) {
                 (Some("cgroup2"), _) => v2 = v2.or(Some(PathBuf::from(target))),
                 (Some("cgroup"), Some(options)) => {
-                    let controllers = options.split(',').filter(|option| KNOWN.contains(option));
+                    let controllers = options.split(',').filter(|option| NEEDED.contains(option));
                     v1.extend(controllers.map(|controller| (controller.to_owned(), PathBuf::from(target))));
                 }
                 _ => {}
@@ -103,22 +108,6 @@ impl Hierarchies {
         }
     }
 }
-
-/// All controllers of v1, as they appear among mount options.
-const KNOWN: [&str; 12] = [
-    "cpu",
-    "cpuacct",
-    "cpuset",
-    "memory",
-    "devices",
-    "freezer",
-    "blkio",
-    "pids",
-    "net_cls",
-    "net_prio",
-    "hugetlb",
-    "perf_event",
-];
 
 /// One cgroup.
 #[derive(Clone, Debug)]
@@ -198,20 +187,6 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
-    /// Takes back what libcontainer always allows and nothing needs: making nodes, the console, and the network tunnel. Only v1 has files
-    /// for it.
-    pub(super) fn close_devices(&self) -> io::Result<()> {
-        let Hierarchies::V1(_) = self.hierarchies else {
-            return Ok(());
-        };
-        let Some(directory) = self.hierarchies.directory("devices", &self.path) else {
-            return Ok(());
-        };
-        ["c *:* m", "b *:* m", "c 5:1 rwm", "c 10:200 rwm"]
-            .iter()
-            .try_for_each(|rule| fs::write(directory.join("devices.deny"), rule))
-    }
-
     /// Removes it; without processes this succeeds.
     pub(super) fn remove(&self) -> io::Result<()> {
         self.hierarchies
@@ -260,7 +235,7 @@ mod tests {
             panic!("not v1")
         };
         let names: Vec<&str> = mounts.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["cpu", "cpuacct", "devices", "memory", "pids"]);
+        assert_eq!(names, NEEDED, "the others limit nothing");
         assert_eq!(
             Hierarchies::V1(mounts).directories("/a/b").len(),
             4,
