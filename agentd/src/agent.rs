@@ -27,13 +27,13 @@ use crate::devices::{self, DeviceSource};
 use crate::executor::{self, Acted};
 use crate::feed::Backoff;
 use crate::limits::{
-    GRACE_DEFAULT, NOTE_EVERY, REPORT_JOBS, RESYNC, ROUND_REST_MAX, ROUND_SHARE, RUNTIME_DEADLINE, RUNTIME_JOBS,
-    SHUTDOWN_PATIENCE, STOP_AGAIN,
+    GRACE_DEFAULT, NOTE_EVERY, REPORT_JOBS, REPORTS_MANY, RESYNC, ROUND_REST_MAX, ROUND_SHARE, RUNTIME_DEADLINE,
+    RUNTIME_JOBS, SHUTDOWN_PATIENCE, STOP_AGAIN,
 };
 use crate::orphans::Orphans;
 use crate::plan::{self, AgentPlan, Memory, PlanInput, Report, TaskKey};
 use crate::register::Health;
-use crate::report;
+use crate::report::{self, Deferred};
 use crate::session::Session;
 use crate::trust::{Known, Trust};
 use crate::view::{View, ViewEvent};
@@ -99,6 +99,7 @@ pub(crate) struct Agent {
     busy: BTreeSet<String>,
     reporting: BTreeSet<TaskKey>,
     holds: BTreeMap<TaskKey, Hold>,
+    deferred: Deferred,
     /// The session that is known to be gone.
     fenced: Option<u64>,
     jobs: JoinSet<Done>,
@@ -140,6 +141,7 @@ impl Agent {
             busy: BTreeSet::new(),
             reporting: BTreeSet::new(),
             holds: BTreeMap::new(),
+            deferred: Deferred::default(),
             fenced: None,
             jobs: JoinSet::new(),
             runtime_slots: Arc::new(Semaphore::new(RUNTIME_JOBS)),
@@ -414,8 +416,14 @@ impl Agent {
         let Some(session) = session else {
             return;
         };
+        let many = self.reporting.len() + plan.reports.len() > REPORTS_MANY;
+        self.deferred.keep(&plan.reports);
         for (key, report) in plan.reports {
             if self.reporting.contains(&key) {
+                continue;
+            }
+            if many && let Some(until) = self.deferred.until(&key, &report, now) {
+                self.wake = Some(self.wake.map_or(until, |wake| wake.min(until)));
                 continue;
             }
             match self.holds.get(&key) {

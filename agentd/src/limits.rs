@@ -48,7 +48,7 @@ pub const CONFIRMATION_EVERY: Duration = Duration::from_secs(5);
 /// How often everything is looked at again although nothing seems to have happened.
 pub const RESYNC: Duration = Duration::from_secs(30);
 
-/// Tasks that the runtime works on at a time. Making a container is about 15 ms of one CPU; eight keep a small machine busy without
+/// Tasks that the runtime works on at a time. Making a container is about 10 ms of one CPU; eight keep a small machine busy without
 /// starving what runs on it.
 pub const RUNTIME_JOBS: usize = 8;
 
@@ -61,6 +61,12 @@ pub const ROUND_REST_MAX: Duration = Duration::from_millis(100);
 
 /// Status writes under way at a time. A write takes a few milliseconds, so sixteen are some thousands a second.
 pub const REPORT_JOBS: usize = 16;
+
+/// With more reports than this under way and to be made, reports that a task runs now wait for [`RUNNING_PATIENCE`]: as many as can be under
+/// way at a time, so only when others would have to wait for them.
+pub const REPORTS_MANY: usize = REPORT_JOBS;
+/// How late it may be said that a task runs: not noticed by a person among so many, and longer than a small task.
+pub const RUNNING_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long one request to the API server may take before it counts as failed.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);

@@ -3,15 +3,18 @@
 //! It promises: a write touches only the fields that agents write; it lands only on the very object and revision that it was planned
 //! from, and only while this process holds the agent's session.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kube::Resource as _;
-use muster_api::v1::{Task, TaskStatus};
+use muster_api::v1::{Task, TaskReason, TaskStatus};
 use muster_client::{Client, Error, Patch};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use crate::plan::{EndedTask, TaskKey};
+use crate::limits::RUNNING_PATIENCE;
+use crate::plan::{EndedTask, Report, TaskKey};
 
 /// The fields of a task's status that agents write.
 const FIELDS: [&str; 8] = [
@@ -24,6 +27,28 @@ const FIELDS: [&str; 8] = [
     "finishedAt",
     "observedGeneration",
 ];
+
+/// Reports that say no more than that a task runs now, and wait while there is much else to say: most small tasks have ended by then, and
+/// one report says both.
+#[derive(Debug, Default)]
+pub struct Deferred(BTreeMap<TaskKey, Instant>);
+
+impl Deferred {
+    /// Until when this report waits, counted from when it was first asked for; `None`: it is to be made.
+    pub fn until(&mut self, key: &TaskKey, report: &Report, now: Instant) -> Option<Instant> {
+        let Report::Status(status) = report else { return None };
+        if status.reason != Some(TaskReason::Started) {
+            return None;
+        }
+        let until = *self.0.entry(key.clone()).or_insert(now + RUNNING_PATIENCE);
+        (until > now).then_some(until)
+    }
+
+    /// Forgets those that are not to be made any more.
+    pub fn keep(&mut self, reports: &BTreeMap<TaskKey, Report>) {
+        self.0.retain(|key, _| reports.contains_key(key));
+    }
+}
 
 /// Writes a status, when `slots` has room. The answer is the task as it is now.
 pub async fn say(
@@ -93,6 +118,32 @@ mod tests {
             },
         });
         assert_eq!(patch, expect);
+    }
+
+    #[test]
+    fn only_that_a_task_runs_now_may_wait_and_not_for_ever() {
+        let (task, now) = (bound("t"), Instant::now());
+        let key = TaskKey::of(&task);
+        let report = |phase, reason| {
+            Report::Status(Box::new(TaskStatus {
+                phase,
+                reason: Some(reason),
+                ..task.status.clone().expect("bound")
+            }))
+        };
+        let started = report(Phase::Running, TaskReason::Started);
+        let mut deferred = Deferred::default();
+        let until = now + RUNNING_PATIENCE;
+        assert_eq!(deferred.until(&key, &started, now), Some(until));
+        assert_eq!(deferred.until(&key, &started, now + RUNNING_PATIENCE / 2), Some(until));
+        assert_eq!(deferred.until(&key, &started, until), None);
+        let ended = report(Phase::Finished, TaskReason::Completed);
+        for urgent in [report(Phase::Starting, TaskReason::Preparing), ended, Report::Release] {
+            assert_eq!(deferred.until(&key, &urgent, now), None);
+        }
+        deferred.keep(&BTreeMap::new());
+        let again = until + RUNNING_PATIENCE;
+        assert_eq!(deferred.until(&key, &started, until), Some(again), "another run of it");
     }
 
     #[test]
