@@ -2,8 +2,9 @@
 //!
 //! It follows the store with one watch over everything, and serves every list and every watch of the API. It promises: what it
 //! shows is always a prefix of the store's history; all changes of a revision appear at once; a watch sees every event after
-//! its start, in order, or is told that it cannot; whoever waits for a revision sees it. What must never happen here: an await
-//! under the lock, a queue per watcher. Tested through the routes, and by comparing a client's view with the store.
+//! its start, in order, or is told that it cannot; whoever waits for a revision sees it. It trusts no watch of the store: what is
+//! missing, early or in the wrong order is noticed. What must never happen here: an await under the lock, a queue per watcher. Tested
+//! through the routes, by comparing a client's view with the store, and on a store that lies.
 
 mod difference;
 mod kinds;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use muster_store::{Key, Page, Prefix, Revision, Store, WatchError, WatchEvent};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use kinds::{Filter, HubKind, KindId};
 pub use object::{Object, encode};
@@ -34,6 +35,12 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long it waits at most, when the store keeps failing: longer would be noticed when it is back, shorter fills the log.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// Silence of the watch after which the hub asks the store whether it is behind.
+const LOOK_BEHIND: Duration = Duration::from_secs(5);
+
+/// How long somebody waits for a revision until the hub doubts its watch. Far more than a watch lags, far less than anybody's patience.
+const DOUBT: Duration = Duration::from_millis(500);
+
 /// See the module. Clones are the same hub.
 #[derive(Clone)]
 pub struct Hub {
@@ -45,6 +52,20 @@ struct Shared {
     state: RwLock<HubState>,
     reached: watch::Sender<Revision>,
     touched: Vec<watch::Sender<Revision>>,
+    /// Somebody waits for a revision that does not come.
+    doubt: Notify,
+}
+
+/// What became of an item of the watch.
+enum Followed {
+    /// It was the next revision.
+    On,
+    /// It says nothing new.
+    Same,
+    /// Something before this revision is missing.
+    Gap(Revision),
+    /// The watch is over.
+    Ended,
 }
 
 /// A revision that did not come in time.
@@ -96,58 +117,112 @@ impl Hub {
                 state: RwLock::new(state),
                 reached: watch::Sender::new(listing.revision),
                 touched,
+                doubt: Notify::new(),
             }),
         })
     }
 
     /// Follows the store, for ever.
+    ///
+    /// Where a watch over everything has no gaps ([`Store::gapless`]), each batch is of the next revision. A watch that loses, swaps or
+    /// anticipates batches is caught by that: the hub then watches again from the last revision that it is sure of, and
+    /// lists when that does not help.
     pub async fn follow(&self, store: Arc<dyn Store>) {
-        let mut pause = RETRY;
+        let (mut pause, gapless) = (RETRY, store.gapless());
         loop {
             let mut stream = store.watch(&Prefix::new(""), self.revision());
-            while let Some(item) = stream.next().await {
-                if item.is_ok() {
-                    pause = RETRY;
-                }
-                match item {
-                    // A watch may repeat what it has said.
-                    Ok(WatchEvent::Batch { revision, .. }) if revision <= self.revision() => (),
-                    Ok(WatchEvent::Batch { revision, changes }) => {
-                        let touched = self.write().apply(&self.shared.kinds, revision, &changes);
-                        self.announce(revision, &touched);
+            let mut fresh = true;
+            loop {
+                let followed = tokio::select! {
+                    biased;
+                    item = stream.next() => match item {
+                        Some(item) => self.take(item, gapless),
+                        None => break,
+                    },
+                    () = self.shared.doubt.notified() => self.look_behind(&*store, gapless).await,
+                    () = tokio::time::sleep(LOOK_BEHIND) => self.look_behind(&*store, gapless).await,
+                };
+                match followed {
+                    Followed::On => (fresh, pause) = (false, RETRY),
+                    Followed::Same => (),
+                    // The store may have lost it for this watch only.
+                    Followed::Gap(_) if !fresh => break,
+                    Followed::Gap(revision) => {
+                        tracing::warn!(revision, "the store's watch has a gap; listing again");
+                        self.relist(&*store, revision).await;
                     }
-                    Ok(WatchEvent::Progress(revision)) => {
-                        let mut state = self.write();
-                        state.revision = state.revision.max(revision);
-                        drop(state);
-                        self.announce(revision, &BTreeSet::new());
-                    }
-                    Err(WatchError::Compacted { compacted }) => {
-                        tracing::warn!(compacted, "the store forgot what the hub has not seen; listing again");
-                        self.relist(&*store).await;
-                    }
-                    Err(WatchError::Store(error)) => {
-                        tracing::warn!(%error, "the watch on the store ended; watching again");
+                    Followed::Ended => {
                         tokio::time::sleep(pause).await;
                         pause = (2 * pause).min(RETRY_MAX);
+                        break;
                     }
                 }
             }
         }
     }
 
-    async fn relist(&self, store: &dyn Store) {
-        match store.list(&Prefix::new(""), Page::default()).await {
-            Ok(listing) => {
-                let touched = self
-                    .write()
-                    .replace(&self.shared.kinds, &listing.entries, listing.revision);
-                self.announce(listing.revision, &touched);
+    /// Takes in what the watch says, if it is what has to come next.
+    fn take(&self, item: Result<WatchEvent, WatchError>, gapless: bool) -> Followed {
+        let next = self.revision() + 1;
+        match item {
+            // A watch may repeat what it has said.
+            Ok(WatchEvent::Batch { revision, .. } | WatchEvent::Progress(revision)) if revision < next => {
+                Followed::Same
             }
-            Err(error) => {
-                tracing::warn!(%error, "the store could not be listed");
-                tokio::time::sleep(RETRY).await;
+            Ok(WatchEvent::Batch { revision, changes }) if revision == next || !gapless => {
+                let touched = self.write().apply(&self.shared.kinds, revision, &changes);
+                self.announce(revision, &touched);
+                Followed::On
             }
+            Ok(WatchEvent::Progress(revision)) if !gapless => {
+                let mut state = self.write();
+                state.revision = state.revision.max(revision);
+                drop(state);
+                self.announce(revision, &BTreeSet::new());
+                Followed::On
+            }
+            Ok(WatchEvent::Batch { revision, .. } | WatchEvent::Progress(revision)) => Followed::Gap(revision),
+            Err(WatchError::Compacted { compacted }) => {
+                tracing::warn!(compacted, "the store forgot what the hub has not seen");
+                Followed::Gap(compacted)
+            }
+            Err(WatchError::Store(error)) => {
+                tracing::warn!(%error, "the watch on the store ended; watching again");
+                Followed::Ended
+            }
+        }
+    }
+
+    /// Whether the store is ahead although the watch says nothing. A store with gaps has to see to that itself.
+    async fn look_behind(&self, store: &dyn Store, gapless: bool) -> Followed {
+        if !gapless {
+            return Followed::Same;
+        }
+        match store.revision().await {
+            Ok(newest) if newest > self.revision() => Followed::Gap(newest),
+            Ok(_) | Err(_) => Followed::Same,
+        }
+    }
+
+    /// Lists until the listing has at least `least`: what is shown never goes back.
+    async fn relist(&self, store: &dyn Store, least: Revision) {
+        let least = least.max(self.revision());
+        loop {
+            match store.list(&Prefix::new(""), Page::default()).await {
+                Ok(listing) if listing.revision >= least => {
+                    let touched = self
+                        .write()
+                        .replace(&self.shared.kinds, &listing.entries, listing.revision);
+                    return self.announce(listing.revision, &touched);
+                }
+                Ok(listing) => tracing::warn!(
+                    revision = listing.revision,
+                    least,
+                    "the store listed an earlier state than it has told of; listing again"
+                ),
+                Err(error) => tracing::warn!(%error, "the store could not be listed"),
+            }
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -177,14 +252,17 @@ impl Hub {
     /// Waits until it shows `revision`.
     pub async fn reach(&self, revision: Revision, patience: Duration) -> Result<(), NotReached> {
         let mut reached = self.shared.reached.subscribe();
-        let waited = tokio::time::timeout(patience, reached.wait_for(|newest| *newest >= revision)).await;
-        match waited {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(NotReached {
-                wanted: revision,
-                newest: self.revision(),
-            }),
+        for wait in [patience.min(DOUBT), patience.saturating_sub(DOUBT)] {
+            let waited = tokio::time::timeout(wait, reached.wait_for(|newest| *newest >= revision)).await;
+            if let Ok(Ok(_)) = waited {
+                return Ok(());
+            }
+            self.shared.doubt.notify_one();
         }
+        Err(NotReached {
+            wanted: revision,
+            newest: self.revision(),
+        })
     }
 
     /// Its kinds.
@@ -294,114 +372,4 @@ impl Hub {
 }
 
 #[cfg(test)]
-mod tests {
-    use muster_store::{Compare, MemoryStore, Op, Txn};
-    use serde_json::json;
-
-    use super::*;
-    use crate::resource::Resource;
-
-    const NAMES: [&str; 3] = ["a", "b", "c"];
-
-    fn config_maps() -> Resource {
-        let found = crate::kinds::resources()
-            .into_iter()
-            .find(|resource| resource.plural == "configmaps");
-        found.expect("config maps are served")
-    }
-
-    async fn write(store: &dyn Store, name: &str, on: bool) -> Revision {
-        let key = crate::keys::object(&config_maps(), "d", name);
-        let entry = store.get(&key).await.unwrap();
-        let object = json!({"metadata": {"name": name, "labels": {"on": on.to_string()}}});
-        let object = object.as_object().cloned().unwrap();
-        let txn = Txn {
-            compares: vec![Compare::modified(
-                key.clone(),
-                entry.map_or(0, |entry| entry.mod_revision),
-            )],
-            ops: vec![Op::put(key, encode("v1", "ConfigMap", object))],
-        };
-        store.commit(txn).await.unwrap()
-    }
-
-    async fn started(events: usize) -> (Arc<dyn Store>, Hub) {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        let hub = Hub::bounded(&*store, vec![HubKind::new(&config_maps())], events)
-            .await
-            .unwrap();
-        let (following, source) = (hub.clone(), store.clone());
-        tokio::spawn(async move { following.follow(source).await });
-        (store, hub)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_is_too_slow_is_told_so() {
-        let (store, hub) = started(4).await;
-        let (_, mut slow) = hub.list_and_position(&[], &Filter::all(None));
-        let mut quick = slow;
-        let mut newest = 0;
-        for _ in 0..5 {
-            newest = write(&*store, "a", true).await;
-            hub.reach(newest, Duration::from_secs(1)).await.unwrap();
-            let (events, more) = hub.advance(&mut quick, &[KindId(0)], 10).unwrap();
-            assert_eq!((events.len(), more, quick.revision), (1, false, newest));
-        }
-        assert_eq!(
-            hub.advance(&mut slow, &[KindId(0)], 10).unwrap_err(),
-            Left { floor: newest - 4 }
-        );
-        assert!(hub.position(newest - 4).is_ok() && hub.position(newest - 5).is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_past_is_the_present_with_its_events_undone() {
-        let (store, hub) = started(usize::MAX).await;
-        let mut past = Vec::new();
-        let mut state = std::collections::BTreeMap::new();
-        for step in 0..30 {
-            let name = NAMES[step % 3];
-            let key = crate::keys::object(&config_maps(), "d", name);
-            let revision = if step % 7 == 6 && state.contains_key(name) {
-                let txn = Txn {
-                    compares: vec![Compare::modified(key.clone(), state[name])],
-                    ops: vec![Op::delete(key)],
-                };
-                state.remove(name);
-                store.commit(txn).await.unwrap()
-            } else {
-                let revision = write(&*store, name, step % 2 == 0).await;
-                state.insert(name, revision);
-                revision
-            };
-            past.push((revision, state.clone()));
-        }
-        hub.reach(past.last().unwrap().0, Duration::from_secs(1)).await.unwrap();
-        for (revision, state) in past {
-            let found = hub
-                .list_at(KindId(0), &Filter::all(Some("d")), &Part::default(), revision)
-                .unwrap();
-            let found: std::collections::BTreeMap<&str, Revision> = found
-                .objects
-                .iter()
-                .map(|object| (object.name(), object.revision))
-                .collect();
-            assert_eq!(found, state, "at {revision}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_ever() {
-        let (store, hub) = started(4).await;
-        let newest = write(&*store, "a", true).await;
-        hub.reach(newest, Duration::from_secs(1)).await.unwrap();
-        let error = hub.reach(newest + 1, Duration::from_secs(1)).await.unwrap_err();
-        assert_eq!(
-            error,
-            NotReached {
-                wanted: newest + 1,
-                newest
-            }
-        );
-    }
-}
+mod tests;

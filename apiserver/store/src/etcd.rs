@@ -195,6 +195,11 @@ impl Store for EtcdStore {
         watch::stream(&self.shared, prefix.clone(), after)
     }
 
+    /// Others' revisions, and marks, come as progress or not at all; see the module for what proves that nothing was lost.
+    fn gapless(&self) -> bool {
+        false
+    }
+
     async fn revision(&self) -> Result<Revision, Error> {
         self.shared.current_revision().await
     }

@@ -245,6 +245,10 @@ impl Store for FaultStore {
         stream::unfold(watch, FaultyWatch::next).boxed()
     }
 
+    fn gapless(&self) -> bool {
+        self.inner.gapless()
+    }
+
     async fn revision(&self) -> Result<Revision, Error> {
         self.plan.before().await?;
         self.inner.revision().await

@@ -16,6 +16,7 @@ pub mod etcd;
 pub mod fault;
 mod history;
 mod leases;
+pub mod lies;
 mod memory;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -29,6 +30,7 @@ use async_trait::async_trait;
 pub use embedded::EmbeddedStore;
 pub use etcd::{EtcdConfig, EtcdStore, EtcdTls};
 pub use fault::{FaultStore, Faults};
+pub use lies::{Lies, LyingStore};
 pub use memory::MemoryStore;
 pub use types::{
     Change, CommitError, Compare, Entry, Error, Key, LIMITS, LeaseError, LeaseId, Limits, Listing, Op, Page, Prefix,
@@ -57,6 +59,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// The stream ends after its first error. A start that has been compacted away yields [`WatchError::Compacted`].
     fn watch(&self, prefix: &Prefix, after: Revision) -> WatchStream;
+
+    /// Whether a watch over everything has a batch for every revision, so that a reader may take a revision that is missing for one that was
+    /// lost. Not where others write, too.
+    fn gapless(&self) -> bool {
+        true
+    }
 
     /// The revision of the last commit, or a later one: in a store that others use too, revisions pass that change nothing here.
     async fn revision(&self) -> Result<Revision, Error>;

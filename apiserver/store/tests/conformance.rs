@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use muster_store::conformance::{Fixture, under_faults};
 use muster_store::fault::{FaultStore, Faults};
-use muster_store::{EmbeddedStore, MemoryStore, Store, embedded::Options};
+use muster_store::{EmbeddedStore, Lies, LyingStore, MemoryStore, Store, embedded::Options};
 
 fn embedded_store() -> (EmbeddedStore, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory can be made");
@@ -64,6 +64,16 @@ mod faultless {
             1,
             Faults::none(),
         )))
+    }
+
+    muster_store::conformance_suite!(tokio::test(start_paused = true), make);
+}
+
+mod truthful {
+    use super::*;
+
+    async fn make() -> Fixture {
+        Fixture::new(Arc::new(LyingStore::new(Arc::new(MemoryStore::new()), 1, Lies::none())))
     }
 
     muster_store::conformance_suite!(tokio::test(start_paused = true), make);

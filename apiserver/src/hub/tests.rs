@@ -1,0 +1,161 @@
+//! The hub on stores that forget, lag and lie.
+
+use std::sync::LazyLock;
+
+use muster_store::{Compare, Lies, LyingStore, MemoryStore, Op, Txn};
+use serde_json::json;
+
+use super::*;
+use crate::resource::Resource;
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+/// Made once: its schema is compiled.
+fn config_maps() -> &'static Resource {
+    static FOUND: LazyLock<Resource> = LazyLock::new(|| {
+        let mut all = crate::kinds::resources().into_iter();
+        let found = all.find(|resource| resource.plural == "configmaps");
+        found.expect("config maps are served")
+    });
+    &FOUND
+}
+
+async fn write(store: &dyn Store, name: &str, on: bool) -> Revision {
+    let key = crate::keys::object(config_maps(), "d", name);
+    let entry = store.get(&key).await.unwrap();
+    let object = json!({"metadata": {"name": name, "labels": {"on": on.to_string()}}});
+    let object = object.as_object().cloned().unwrap();
+    let txn = Txn {
+        compares: vec![Compare::modified(
+            key.clone(),
+            entry.map_or(0, |entry| entry.mod_revision),
+        )],
+        ops: vec![Op::put(key, encode("v1", "ConfigMap", object))],
+    };
+    store.commit(txn).await.unwrap()
+}
+
+async fn started(events: usize) -> (Arc<dyn Store>, Hub) {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let hub = Hub::bounded(&*store, vec![HubKind::new(config_maps())], events)
+        .await
+        .unwrap();
+    let (following, source) = (hub.clone(), store.clone());
+    tokio::spawn(async move { following.follow(source).await });
+    (store, hub)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_too_slow_is_told_so() {
+    let (store, hub) = started(4).await;
+    let (_, mut slow) = hub.list_and_position(&[], &Filter::all(None));
+    let mut quick = slow;
+    let mut newest = 0;
+    for _ in 0..5 {
+        newest = write(&*store, "a", true).await;
+        hub.reach(newest, Duration::from_secs(1)).await.unwrap();
+        let (events, more) = hub.advance(&mut quick, &[KindId(0)], 10).unwrap();
+        assert_eq!((events.len(), more, quick.revision), (1, false, newest));
+    }
+    assert_eq!(
+        hub.advance(&mut slow, &[KindId(0)], 10).unwrap_err(),
+        Left { floor: newest - 4 }
+    );
+    assert!(hub.position(newest - 4).is_ok() && hub.position(newest - 5).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_loses_and_swaps_is_found_out() {
+    for seed in 0..20 {
+        let lies = Lies {
+            watch_lost: 0.2,
+            watch_swapped: 0.2,
+            watch_rewound: 0.2,
+            watch_anticipated: 0.2,
+            stale_read: 0.2,
+            ..Lies::none()
+        };
+        let truth: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let lying: Arc<dyn Store> = Arc::new(LyingStore::new(truth.clone(), seed, lies));
+        let hub = Hub::bounded(&*lying, vec![HubKind::new(config_maps())], 1000)
+            .await
+            .unwrap();
+        let (following, source) = (hub.clone(), lying.clone());
+        tokio::spawn(async move { following.follow(source).await });
+        let mut newest = 0;
+        for step in 0..40 {
+            let name = NAMES[step % 3];
+            if step % 5 == 4 {
+                let key = crate::keys::object(config_maps(), "d", name);
+                let txn = Txn {
+                    compares: vec![Compare::absent(Key::new("nothing"))],
+                    ops: vec![Op::delete(key)],
+                };
+                newest = lying.commit(txn).await.unwrap();
+            } else {
+                newest = write(&*truth, name, step % 2 == 0).await;
+            }
+        }
+        hub.reach(newest, Duration::from_secs(30)).await.unwrap();
+        let found = hub.list(KindId(0), &Filter::all(Some("d")), &Part::default());
+        let shown: Vec<_> = found
+            .objects
+            .iter()
+            .map(|object| (&object.key, object.revision))
+            .collect();
+        let stored = truth.list(&Prefix::new(""), Page::default()).await.unwrap().entries;
+        let stored: Vec<_> = stored.iter().map(|entry| (&entry.key, entry.mod_revision)).collect();
+        assert_eq!(shown, stored, "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_past_is_the_present_with_its_events_undone() {
+    let (store, hub) = started(usize::MAX).await;
+    let mut past = Vec::new();
+    let mut state = std::collections::BTreeMap::new();
+    for step in 0..30 {
+        let name = NAMES[step % 3];
+        let key = crate::keys::object(config_maps(), "d", name);
+        let revision = if step % 7 == 6 && state.contains_key(name) {
+            let txn = Txn {
+                compares: vec![Compare::modified(key.clone(), state[name])],
+                ops: vec![Op::delete(key)],
+            };
+            state.remove(name);
+            store.commit(txn).await.unwrap()
+        } else {
+            let revision = write(&*store, name, step % 2 == 0).await;
+            state.insert(name, revision);
+            revision
+        };
+        past.push((revision, state.clone()));
+    }
+    hub.reach(past.last().unwrap().0, Duration::from_secs(1)).await.unwrap();
+    for (revision, state) in past {
+        let found = hub
+            .list_at(KindId(0), &Filter::all(Some("d")), &Part::default(), revision)
+            .unwrap();
+        let found: std::collections::BTreeMap<&str, Revision> = found
+            .objects
+            .iter()
+            .map(|object| (object.name(), object.revision))
+            .collect();
+        assert_eq!(found, state, "at {revision}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_ever() {
+    let (store, hub) = started(4).await;
+    let newest = write(&*store, "a", true).await;
+    hub.reach(newest, Duration::from_secs(1)).await.unwrap();
+    let error = hub.reach(newest + 1, Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(
+        error,
+        NotReached {
+            wanted: newest + 1,
+            newest
+        }
+    );
+}
