@@ -159,6 +159,11 @@ impl FakeRuntime {
         self.change_silently(|machine| machine.history().to_vec())
     }
 
+    /// The same, without the first so many.
+    pub fn history_after(&self, seen: usize) -> Vec<Event> {
+        self.change_silently(|machine| machine.history()[seen..].to_vec())
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
