@@ -1,13 +1,16 @@
 //! Many seeds, on all cores, and what to say about them.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use clap::Parser;
 
-use crate::mutants::Mutant;
+use crate::mutants::{MUTANTS, Mutant};
+use crate::profile::Profile;
 use crate::run::{self, Options, Outcome};
+use crate::sieve;
 
 /// Simulates whole clusters, one for each seed, and checks that nothing is lost, doubled or stuck.
 #[derive(Parser, Clone, Debug)]
@@ -24,9 +27,30 @@ pub struct Campaign {
     /// How many deeds each seed has.
     #[arg(long, default_value_t = 40)]
     pub deeds: usize,
+    /// The kind of trouble: mixed, calm, pauses, lies, partitions, machines, clocks, late. Default: mixed, or what suits the mutant.
+    #[arg(long)]
+    pub profile: Option<Profile>,
     /// A planted bug: success is then to catch it.
     #[arg(long)]
     pub mutant: Option<Mutant>,
+    /// Every planted bug, one after the other.
+    #[arg(long)]
+    pub mutants: bool,
+    /// Instead of seeds: one history, again and again, with one thing going wrong at each of its points in turn.
+    #[arg(long)]
+    pub sieve: bool,
+    /// Every seed twice: the same seed must give the same history.
+    #[arg(long)]
+    pub twice: bool,
+    /// On how many threads; default: one for each core.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+impl Default for Campaign {
+    fn default() -> Campaign {
+        Campaign::parse_from(["muster-sim"])
+    }
 }
 
 impl Campaign {
@@ -34,30 +58,55 @@ impl Campaign {
         Options {
             seed,
             deeds: self.deeds,
+            profile: self
+                .profile
+                .unwrap_or(self.mutant.map_or(Profile::Mixed, Mutant::profile)),
             mutant: self.mutant,
         }
     }
+
+    /// How a seed is run again.
+    fn again(&self, seed: u64) -> String {
+        let mut again = format!("muster-sim --seed {seed}");
+        if let Some(profile) = self.profile {
+            again.push_str(&format!(" --profile {}", format!("{profile:?}").to_lowercase()));
+        }
+        if let Some(mutant) = self.mutant {
+            again.push_str(&format!(" --mutant {mutant:?}"));
+        }
+        if self.deeds != Campaign::default().deeds {
+            again.push_str(&format!(" --deeds {}", self.deeds));
+        }
+        again
+    }
 }
 
-/// Runs the seeds, prints what happened, and returns whether all is well.
+/// Runs what was asked for, prints what happened, and returns whether all is well.
 pub fn run(campaign: &Campaign) -> bool {
-    if let Some(seed) = campaign.seed {
-        let outcome = run::run(campaign.options(seed));
-        println!(
-            "seed {seed}: {} revisions, trace {:016x}, {:?}",
-            outcome.revisions, outcome.trace, outcome.phases
-        );
-        outcome
-            .violations
-            .iter()
-            .for_each(|violation| println!("  {violation}"));
-        return outcome.violations.is_empty() != campaign.mutant.is_some();
+    if campaign.sieve {
+        return sieve::report(1);
     }
-    let failed = failures(campaign);
-    for outcome in &failed {
+    if campaign.mutants {
+        let caught = MUTANTS.iter().map(|mutant| {
+            let campaign = Campaign {
+                mutant: Some(*mutant),
+                mutants: false,
+                ..campaign.clone()
+            };
+            run(&campaign)
+        });
+        // Each is tried, also after one that got away.
+        return caught.filter(|caught| !caught).count() == 0;
+    }
+    if let Some(seed) = campaign.seed {
+        return one(campaign, seed);
+    }
+    let verdict = all(campaign);
+    for outcome in &verdict.failed {
         println!(
-            "seed {} failed; run it again with: muster-sim --seed {}",
-            outcome.seed, outcome.seed
+            "seed {} failed; run it again with: {}",
+            outcome.seed,
+            campaign.again(outcome.seed)
         );
         outcome
             .violations
@@ -65,19 +114,52 @@ pub fn run(campaign: &Campaign) -> bool {
             .take(5)
             .for_each(|violation| println!("  {violation}"));
     }
-    match campaign.mutant {
-        None => println!("{} seeds, {} failed", campaign.seeds, failed.len()),
-        Some(mutant) => println!("{mutant:?}: caught by {} of {} seeds", failed.len(), campaign.seeds),
+    match (campaign.mutant, verdict.failed.first()) {
+        (None, _) => {
+            println!("{} seeds, {} failed", verdict.seeds, verdict.failed.len());
+            verdict
+                .figures
+                .iter()
+                .for_each(|(what, count)| println!("  {count} {what}"));
+        }
+        (Some(mutant), Some(_)) => println!("{mutant:?}: caught within {} seeds", verdict.seeds),
+        (Some(mutant), None) => println!("{mutant:?}: NOT caught in {} seeds", verdict.seeds),
     }
-    failed.is_empty() != campaign.mutant.is_some()
+    verdict.failed.is_empty() != campaign.mutant.is_some()
 }
 
-/// The seeds that fail; with a planted bug, the first one is enough.
-pub fn failures(campaign: &Campaign) -> Vec<Outcome> {
+fn one(campaign: &Campaign, seed: u64) -> bool {
+    let outcome = run::run(campaign.options(seed));
+    println!(
+        "seed {seed}: {} revisions, trace {:016x}, {:?}",
+        outcome.revisions, outcome.trace, outcome.phases
+    );
+    outcome
+        .violations
+        .iter()
+        .for_each(|violation| println!("  {violation}"));
+    outcome.violations.is_empty() != campaign.mutant.is_some()
+}
+
+/// What became of many seeds.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// How many were run.
+    pub seeds: u64,
+    /// Those that failed, in order.
+    pub failed: Vec<Outcome>,
+    /// The sums of what was counted.
+    pub figures: BTreeMap<&'static str, u64>,
+}
+
+/// Runs all seeds; with a planted bug, until one fails.
+pub fn all(campaign: &Campaign) -> Verdict {
     let next = AtomicU64::new(campaign.from);
     let end = campaign.from + campaign.seeds;
-    let failed = Mutex::new(Vec::new());
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let verdict = Mutex::new(Verdict::default());
+    let threads = campaign
+        .threads
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -86,18 +168,37 @@ pub fn failures(campaign: &Campaign) -> Vec<Outcome> {
                     if seed >= end {
                         return;
                     }
-                    let outcome = run::run(campaign.options(seed));
+                    let outcome = judged(campaign, seed);
+                    if campaign.mutant.is_some() && !outcome.violations.is_empty() {
+                        next.store(end, Ordering::Relaxed);
+                    }
+                    let mut verdict = verdict.lock().unwrap_or_else(PoisonError::into_inner);
+                    verdict.seeds += 1;
+                    for (what, count) in &outcome.figures {
+                        *verdict.figures.entry(what).or_default() += count;
+                    }
                     if !outcome.violations.is_empty() {
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
-                        if campaign.mutant.is_some() {
-                            next.store(end, Ordering::Relaxed);
-                        }
+                        verdict.failed.push(outcome);
                     }
                 }
             });
         }
     });
-    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failed.sort_by_key(|outcome: &Outcome| outcome.seed);
-    failed
+    let mut verdict = verdict.into_inner().unwrap_or_else(PoisonError::into_inner);
+    verdict.failed.sort_by_key(|outcome: &Outcome| outcome.seed);
+    verdict
+}
+
+fn judged(campaign: &Campaign, seed: u64) -> Outcome {
+    let mut outcome = run::run(campaign.options(seed));
+    if campaign.twice {
+        let again = run::run(campaign.options(seed));
+        if again.trace != outcome.trace {
+            let (first, second) = (outcome.trace, again.trace);
+            outcome.violations.push(format!(
+                "the same seed gave two histories: {first:016x} and {second:016x}"
+            ));
+        }
+    }
+    outcome
 }

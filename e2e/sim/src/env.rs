@@ -1,6 +1,7 @@
-//! Virtual time and seeded identities.
+//! Virtual time, clocks that jump, and seeded identities.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use muster_api::env::Env;
@@ -9,7 +10,7 @@ use rand::{RngCore, SeedableRng};
 use tokio::time::Instant;
 use uuid::{Builder, Uuid};
 
-/// The wall clock of the simulation: a fixed day plus the runtime's paused clock.
+/// The true time of the simulation: a fixed day plus the runtime's paused clock.
 pub struct SimEnv {
     start: Instant,
     random: Mutex<StdRng>,
@@ -42,5 +43,38 @@ impl Env for SimEnv {
             .expect("no one panics while drawing")
             .fill_bytes(&mut bytes);
         Builder::from_random_bytes(bytes).into_uuid()
+    }
+}
+
+/// The wall clock of one machine, which somebody may set wrong. Clones are the same clock.
+#[derive(Clone)]
+pub struct Clock {
+    truth: Arc<SimEnv>,
+    wrong_ms: Arc<AtomicI64>,
+}
+
+impl Clock {
+    /// A clock that is right.
+    pub fn new(truth: &Arc<SimEnv>) -> Clock {
+        Clock {
+            truth: Arc::clone(truth),
+            wrong_ms: Arc::default(),
+        }
+    }
+
+    /// Makes the clock wrong by so many milliseconds.
+    pub fn set_wrong(&self, ms: i64) {
+        self.wrong_ms.store(ms, Ordering::Relaxed);
+    }
+}
+
+impl Env for Clock {
+    fn now(&self) -> Timestamp {
+        let wrong = jiff::SignedDuration::from_millis(self.wrong_ms.load(Ordering::Relaxed));
+        self.truth.now() + wrong
+    }
+
+    fn uid(&self) -> Uuid {
+        self.truth.uid()
     }
 }

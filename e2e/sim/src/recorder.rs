@@ -1,55 +1,53 @@
-//! A store that remembers its whole history, also what it was told to forget.
+//! A store that remembers its whole history, also what it was told to forget, and has each revision checked in the moment it comes to be.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
+use muster_api::env::Env;
 use muster_store::{
-    Change, CommitError, Entry, Error, Key, LeaseError, LeaseId, Listing, MemoryStore, Page, Prefix, Revision, Store,
-    Txn, WatchEvent, WatchStream,
+    CommitError, Entry, Error, Key, LeaseError, LeaseId, Listing, MemoryStore, Page, Prefix, Revision, Store, Txn,
+    WatchEvent, WatchStream,
 };
+
+use crate::env::SimEnv;
+use crate::invariants::Checker;
 
 /// See the module.
 pub struct Recorder {
     store: MemoryStore,
-    tape: Mutex<Tape>,
-}
-
-struct Tape {
-    history: WatchStream,
-    batches: Vec<(Revision, Vec<Change>)>,
+    env: Arc<SimEnv>,
+    history: Mutex<WatchStream>,
+    checker: Mutex<Checker>,
 }
 
 impl Recorder {
     /// Records what happens to the store from now on.
-    pub fn new(store: MemoryStore) -> Recorder {
+    pub fn new(store: MemoryStore, env: Arc<SimEnv>) -> Recorder {
         let history = store.watch(&Prefix::new(""), 0);
         Recorder {
             store,
-            tape: Mutex::new(Tape {
-                history,
-                batches: Vec::new(),
-            }),
+            env,
+            history: Mutex::new(history),
+            checker: Mutex::default(),
         }
     }
 
-    /// Everything that happened since the last call, revision by revision.
-    pub fn take(&self) -> Vec<(Revision, Vec<Change>)> {
-        let mut tape = self.tape.lock().unwrap_or_else(PoisonError::into_inner);
-        tape.listen();
-        std::mem::take(&mut tape.batches)
+    /// What is known of the history so far.
+    pub fn checker(&self) -> MutexGuard<'_, Checker> {
+        self.checker.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Tape {
-    fn listen(&mut self) {
-        while let Some(event) = self.history.next().now_or_never() {
-            match event
-                .expect("a watch does not end")
-                .expect("history is read before it is forgotten")
-            {
-                WatchEvent::Batch { revision, changes } => self.batches.push((revision, changes)),
+    /// Has everything checked that happened since the last call.
+    pub fn listen(&self) {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        self.checker().tick(self.env.now());
+        // Whoever commits may have used up its turn; history is read all the same.
+        while let Some(event) = tokio::task::unconstrained(history.next()).now_or_never() {
+            let event = event.expect("a watch does not end");
+            match event.expect("history is read before it is forgotten") {
+                WatchEvent::Batch { revision, changes } => self.checker().apply(revision, &changes),
                 WatchEvent::Progress(_) => {}
             }
         }
@@ -67,7 +65,12 @@ impl Store for Recorder {
     }
 
     async fn commit(&self, txn: Txn) -> Result<Revision, CommitError> {
-        self.store.commit(txn).await
+        // Leases whose time is over end first.
+        self.store.revision().await?;
+        self.listen();
+        let result = self.store.commit(txn).await;
+        self.listen();
+        result
     }
 
     fn watch(&self, prefix: &Prefix, after: Revision) -> WatchStream {
@@ -79,7 +82,7 @@ impl Store for Recorder {
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        self.tape.lock().unwrap_or_else(PoisonError::into_inner).listen();
+        self.listen();
         self.store.compact(revision).await
     }
 

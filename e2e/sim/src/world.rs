@@ -1,142 +1,130 @@
 //! The cluster: every part of it real, on one thread, on virtual time.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use muster_agentd::devices::SimulatedDevices;
-use muster_agentd::session::Identity;
 use muster_api::env::Env;
-use muster_api::names::USER_AGENT_PREFIX;
-use muster_api::ports::PortSet;
-use muster_api::quantity::{ByteSize, Scalar};
-use muster_api::v1::{AgentCapacity, Versions};
-use muster_apiserver::State;
 use muster_client::Client;
-use muster_runtime::FakeRuntime;
-use muster_store::fault::Faults;
-use muster_store::{FaultStore, MemoryStore, Store};
-use tokio::task::JoinHandle;
+use muster_store::{Faults, Lies, MemoryStore, Store};
 use tokio_util::sync::CancellationToken;
 
+use crate::env::Clock;
 use crate::env::SimEnv;
+use crate::gate::Gate;
 use crate::invariants::Checker;
-use crate::mutants::{Mutant, MutantStore};
+use crate::link::Link;
+use crate::machine::{Machine, agent_name};
+use crate::mutants::Mutant;
+use crate::network::{Network, Weather};
+use crate::process::Process;
+use crate::profile::Storm;
 use crate::recorder::Recorder;
-use crate::transport::{Link, Network};
+use crate::server::Server;
+use crate::sieve::Counter;
+use crate::wire::STORE;
+use crate::workload::{Direction, LEADER_TTL_MS};
 
-/// How large the cluster is and what is wrong with it.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// What everything is drawn from.
-    pub seed: u64,
-    /// Agents, each with 4 CPUs, 1 GiB, 3 GPUs and 20 ports.
-    pub agents: usize,
-    /// Processes of controllers.
-    pub controllers: usize,
-    /// A planted bug.
-    pub mutant: Option<Mutant>,
-}
+/// The time to live of the leader's lease.
+const LEADER_TTL: Duration = Duration::from_millis(LEADER_TTL_MS);
 
-/// A process: a task that can be killed at any await.
-struct Process {
-    cancel: CancellationToken,
-    joined: JoinHandle<()>,
-}
-
-impl Process {
-    /// As `kill -9`: nothing it was about to do happens.
-    fn kill(self) {
-        self.joined.abort();
-        self.cancel.cancel();
-    }
-}
-
-/// An agent's machine, which outlives the agent's process.
-pub struct Machine {
-    /// The containers.
-    pub runtime: FakeRuntime,
-    link: Link,
+/// A node with controllers.
+struct Controllers {
+    node: String,
+    gate: Gate,
+    clock: Clock,
+    link: Option<Link>,
     process: Option<Process>,
     incarnation: u64,
 }
 
-/// A controllers' process and its way to the server.
-struct Controllers {
-    link: Link,
-    process: Option<Process>,
-}
-
 /// The cluster.
 pub struct World {
-    shape: Shape,
+    mutant: Option<Mutant>,
     env: Arc<SimEnv>,
     recorder: Arc<Recorder>,
-    store: Arc<FaultStore>,
     network: Arc<Network>,
-    server: Option<Arc<State>>,
+    servers: Vec<Server>,
     controllers: Vec<Controllers>,
     machines: Vec<Machine>,
-    checker: Checker,
+    user: Link,
+    pauses: u64,
 }
 
 impl World {
-    /// A cluster in which everything has been started.
-    pub async fn new(shape: Shape) -> World {
-        let env = Arc::new(SimEnv::new(shape.seed));
-        let recorder = Arc::new(Recorder::new(MemoryStore::new()));
-        let store = Arc::new(FaultStore::new(recorder.clone(), shape.seed, Faults::none()));
-        let network = Network::new(shape.seed, recorder.clone());
+    /// A cluster in which everything has been started, in good weather.
+    pub async fn new(seed: u64, storm: &Storm, mutant: Option<Mutant>) -> World {
+        World::begin(seed, storm, mutant, Network::new(seed)).await
+    }
+
+    /// The same, with a sieve at each of its points.
+    pub async fn sieved(seed: u64, storm: &Storm, counter: Arc<Counter>) -> World {
+        let network = Network::new(seed);
+        network.set_sieve(counter);
+        World::begin(seed, storm, None, network).await
+    }
+
+    async fn begin(seed: u64, storm: &Storm, mutant: Option<Mutant>, network: Arc<Network>) -> World {
+        let env = Arc::new(SimEnv::new(seed));
+        let recorder = Arc::new(Recorder::new(MemoryStore::new(), env.clone()));
+        let mut servers = Vec::new();
+        for place in 0..storm.servers {
+            let mut server = Server::new(place, seed, &env, &recorder, &network, mutant);
+            server.restart().await;
+            servers.push(server);
+        }
+        let user = Link::new(&network, "user", 0, &Gate::default(), 0).of_mutant(mutant);
         let mut world = World {
-            shape,
+            mutant,
             env,
             recorder,
-            store,
             network,
-            server: None,
+            servers,
             controllers: Vec::new(),
             machines: Vec::new(),
-            checker: Checker::default(),
+            user,
+            pauses: 0,
         };
-        world.restart_server().await;
-        for index in 0..shape.controllers {
+        for index in 0..storm.controllers {
             world.controllers.push(Controllers {
-                link: Link::new(format!("controllers-{index}"), &world.network),
-                process: None,
-            });
-            world.restart_controllers(index);
-        }
-        for index in 0..shape.agents {
-            let clock = Arc::clone(&world.env);
-            let runtime = FakeRuntime::new(move || clock.now().as_millisecond());
-            let mut link = Link::new(agent_name(index), &world.network);
-            if shape.mutant == Some(Mutant::NameForUid) {
-                link = link.falsified(name_for_uid);
-            }
-            world.machines.push(Machine {
-                runtime,
-                link,
+                node: format!("controllers-{index}"),
+                gate: Gate::default(),
+                clock: Clock::new(&world.env),
+                link: None,
                 process: None,
                 incarnation: 0,
             });
-            world.restart_agent(index);
+            world.restart_controllers(index);
+        }
+        for index in 0..storm.agents {
+            world.add_machine(agent_name(index), format!("machine-{index}")).await;
+        }
+        if storm.duplicate {
+            // Somebody copied the configuration of the first agent to another machine.
+            world.add_machine(agent_name(0), "machine-copy".to_owned()).await;
         }
         world
     }
 
-    /// The network, for its weather.
-    pub fn network(&self) -> &Network {
+    async fn add_machine(&mut self, agent: String, name: String) {
+        let machine = Machine::new(agent.clone(), name.clone(), &self.env).await;
+        self.checker().add_machine(agent, name, machine.runtime.clone());
+        self.machines.push(machine);
+        self.restart_agent(self.machines.len() - 1);
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Arc<Network> {
         &self.network
     }
 
-    /// The store, for its faults.
-    pub fn store(&self) -> &FaultStore {
-        &self.store
+    /// What the checker knows.
+    pub fn checker(&self) -> MutexGuard<'_, Checker> {
+        self.recorder.checker()
     }
 
-    /// What the checker knows.
-    pub fn checker(&self) -> &Checker {
-        &self.checker
+    /// The store's history.
+    pub fn recorder(&self) -> Arc<Recorder> {
+        self.recorder.clone()
     }
 
     /// The agents' machines.
@@ -144,87 +132,188 @@ impl World {
         &self.machines
     }
 
-    /// The wall clock.
-    pub fn env(&self) -> &Arc<SimEnv> {
-        &self.env
+    /// How many processes of controllers there are.
+    pub fn candidates(&self) -> usize {
+        self.controllers.len()
     }
 
     /// A user's client, with the rights of an administrator, over a network of its own weather.
     pub fn user(&self) -> Client {
-        Client::in_process(Link::new("user".to_owned(), &self.network), "admin")
+        Client::in_process(self.user.clone(), "admin")
     }
 
-    /// Ends the server's process, if there is one, and starts it on the same store.
-    pub async fn restart_server(&mut self) {
-        self.network.serve(None);
-        if let Some(server) = self.server.take() {
-            server.stop();
+    /// A client for somebody who only looks.
+    pub fn observer(&self) -> Client {
+        let link = Link::new(&self.network, "observer", 0, &Gate::default(), 1);
+        Client::in_process(link, "admin")
+    }
+
+    /// Begins or ends the storm.
+    pub fn set_trouble(&self, weather: Weather, faults: &Faults, lies: &Lies) {
+        self.network.set_weather(weather);
+        for server in &self.servers {
+            server.set_trouble(faults.clone(), lies.clone());
         }
-        let store: Arc<dyn Store> = match self.shape.mutant {
-            Some(mutant) => Arc::new(MutantStore::new(self.store.clone(), mutant)),
-            None => self.store.clone(),
-        };
-        let (state, router) = crate::server::start(store, self.env.clone()).await;
-        self.network.serve(Some(router));
-        self.server = Some(state);
+    }
+
+    /// Ends everything that is wrong, and waits for what is still on its way.
+    pub async fn calm_down(&mut self) {
+        self.set_trouble(Weather::default(), &Faults::none(), &Lies::none());
+        self.network.heal();
+        for node in 0..self.clocks().len() {
+            self.clocks()[node].set_wrong(0);
+        }
+        for server in &self.servers {
+            server.settle().await;
+        }
+    }
+
+    /// Ends a server's process and starts it on the same store.
+    pub async fn restart_server(&mut self, place: usize) {
+        self.servers[place].restart().await;
     }
 
     /// Ends a controllers' process, if it runs, and starts it anew.
     pub fn restart_controllers(&mut self, index: usize) {
+        let servers = self.servers.len();
         let controllers = &mut self.controllers[index];
         if let Some(process) = controllers.process.take() {
             process.kill();
         }
-        let client = Client::in_process(controllers.link.clone(), "controllers");
-        let env: Arc<dyn Env> = self.env.clone();
+        if let Some(link) = controllers.link.take() {
+            link.sever();
+        }
+        controllers.gate.open();
+        controllers.incarnation += 1;
+        let (node, incarnation) = (&controllers.node, controllers.incarnation);
+        let link = Link::new(&self.network, node, incarnation, &controllers.gate, index % servers)
+            .leading_for(LEADER_TTL * 2 / 3)
+            .of_mutant(self.mutant);
+        let client = Client::in_process(link.clone(), "controllers");
+        let env: Arc<dyn Env> = Arc::new(controllers.clock.clone());
         let config = muster_controllers::Config {
-            lease_ttl: Duration::from_secs(2),
+            identity: format!("{node}.{incarnation}"),
+            lease_ttl: LEADER_TTL,
             ..Default::default()
         };
         let cancel = CancellationToken::new();
         let running = muster_controllers::run(client, env, config, cancel.clone());
-        let joined = tokio::spawn(async move { running.await.expect("no planner panics") });
-        controllers.process = Some(Process { cancel, joined });
+        let running = async move { running.await.expect("no planner panics") };
+        controllers.process = Some(Process::start(running, cancel, &controllers.gate));
+        controllers.link = Some(link);
     }
 
     /// Ends an agent's process, if it runs, and starts it anew on the same machine.
     pub fn restart_agent(&mut self, index: usize) {
-        let machine = &mut self.machines[index];
-        if let Some(process) = machine.process.take() {
-            process.kill();
+        let place = index % self.servers.len();
+        self.machines[index].restart(&self.network, place, self.mutant);
+    }
+
+    /// Starts the process of a controllers' node or of an agent's machine anew.
+    pub fn restart(&mut self, node: &str) {
+        if let Some(index) = self.controllers.iter().position(|controllers| controllers.node == node) {
+            self.restart_controllers(index);
+        } else if let Some(index) = self.machines.iter().position(|machine| machine.name == node) {
+            self.restart_agent(index);
         }
-        let name = agent_name(index);
-        let client = Client::in_process(machine.link.clone(), &format!("{USER_AGENT_PREFIX}{name}"));
-        let devices = SimulatedDevices::parse("3xH100", &name).expect("three of a known model");
-        machine.incarnation += 1;
-        let config = agent_config(name, machine.incarnation);
-        let cancel = CancellationToken::new();
-        let runtime = Arc::new(machine.runtime.clone());
-        let env: Arc<dyn Env> = self.env.clone();
-        let running = muster_agentd::run(client, runtime, Arc::new(devices), env, config, cancel.clone());
-        let joined = tokio::spawn(async move { running.await.expect("the agent of a machine goes on") });
-        machine.process = Some(Process { cancel, joined });
     }
 
-    /// Holds up everything that an agent sends and gets.
-    pub fn stall_agent(&self, index: usize, time: Duration) {
-        self.machines[index].link.stall(time);
+    /// An agent's machine loses its power and comes back.
+    pub async fn reboot(&mut self, index: usize) {
+        self.machines[index].reboot().await;
+        self.restart_agent(index);
     }
 
-    /// Holds up everything that a controllers' process sends and gets.
-    pub fn stall_controllers(&self, index: usize, time: Duration) {
-        self.controllers[index].link.stall(time);
+    /// Stops an agent's process for a while.
+    pub fn pause_agent(&self, index: usize, time: Duration) {
+        self.machines[index].pause(time);
     }
 
-    /// Replays what the store did since the last call; returns whether everything that must hold, holds.
+    /// Stops a controllers' process for a while.
+    pub fn pause_controllers(&self, index: usize, time: Duration) {
+        self.controllers[index].gate.close(time);
+    }
+
+    /// Stops whoever leads for a while.
+    pub fn pause_leader(&mut self, time: Duration) {
+        let leader = self.leader();
+        if let Some(index) = leader {
+            self.pauses += 1;
+            self.pause_controllers(index, time);
+        }
+    }
+
+    /// Which of the controllers leads.
+    pub fn leader(&self) -> Option<usize> {
+        let holder = self.checker().lease("muster-system/muster-controllers")?.holder.clone();
+        self.controllers
+            .iter()
+            .position(|controllers| holder.starts_with(&format!("{}.", controllers.node)))
+    }
+
+    /// Stops a server for a while.
+    pub fn pause_server(&self, place: usize, time: Duration) {
+        self.servers[place].pause(time);
+    }
+
+    /// The names of all nodes in the network: servers, controllers, machines, the store.
+    fn node(&self, number: usize) -> &str {
+        let servers = self.servers.iter().map(Server::name);
+        let controllers = self.controllers.iter().map(|controllers| controllers.node.as_str());
+        let machines = self.machines.iter().map(|machine| machine.name.as_str());
+        let mut all = servers.chain(controllers).chain(machines).chain([STORE]);
+        all.nth(number).unwrap_or(STORE)
+    }
+
+    fn clocks(&self) -> Vec<&Clock> {
+        let servers = self.servers.iter().map(Server::clock);
+        let controllers = self.controllers.iter().map(|controllers| &controllers.clock);
+        let machines = self.machines.iter().map(|machine| &machine.clock);
+        servers.chain(controllers).chain(machines).collect()
+    }
+
+    /// Cuts the way between two nodes.
+    pub fn cut(&self, one: usize, other: usize, direction: Direction, time: Duration) {
+        let (one, other) = (self.node(one), self.node(other));
+        if direction != Direction::Back {
+            self.network.cut(one, other, time);
+        }
+        if direction != Direction::There {
+            self.network.cut(other, one, time);
+        }
+    }
+
+    /// Sets a node's clock wrong.
+    pub fn jump(&self, node: usize, ms: i64) {
+        if let Some(clock) = self.clocks().get(node) {
+            clock.set_wrong(ms);
+        }
+    }
+
+    /// The store forgets its history.
+    pub async fn compact(&self) {
+        let newest = self.recorder.revision().await.expect("the memory store answers");
+        let compacted = self.recorder.compact(newest).await;
+        compacted.expect("the newest revision can be forgotten");
+    }
+
+    /// Looks at everything that happened since the last call; returns whether everything that must hold, holds.
     pub fn check(&mut self) -> bool {
-        for (revision, changes) in self.recorder.take() {
-            self.checker.apply(revision, &changes);
+        self.recorder.listen();
+        let (replies, late) = self.network.take_replies();
+        let panicked = !self.processes_live();
+        let mut checker = self.checker();
+        checker.look();
+        for reply in &replies {
+            checker.check_reply(reply);
         }
-        for write in self.network.take_fenced() {
-            self.checker.check_fence(&write);
+        for what in late {
+            checker.violated(what);
         }
-        self.checker.violations().is_empty() && self.processes_live()
+        if panicked {
+            checker.violated("a process has panicked".to_owned());
+        }
+        checker.violations().is_empty()
     }
 
     /// Whether no process has panicked.
@@ -234,73 +323,16 @@ impl World {
             .iter()
             .filter_map(|controllers| controllers.process.as_ref());
         let agents = self.machines.iter().filter_map(|machine| machine.process.as_ref());
-        controllers.chain(agents).all(|process| !process.joined.is_finished())
+        controllers.chain(agents).all(Process::is_well)
     }
 
-    /// The revision of the store.
-    pub async fn revision(&self) -> u64 {
-        self.recorder.revision().await.expect("the memory store answers")
+    /// How often a leader was stopped.
+    pub fn pauses(&self) -> u64 {
+        self.pauses
     }
-}
 
-/// The name of the agent at an index.
-pub fn agent_name(index: usize) -> String {
-    format!("agent-{index}")
-}
-
-fn agent_config(name: String, incarnation: u64) -> muster_agentd::Config {
-    muster_agentd::Config {
-        identity: Identity {
-            machine: name.clone(),
-            boot_id: "boot".to_owned(),
-            incarnation,
-        },
-        attributes: BTreeMap::new(),
-        capacity: AgentCapacity {
-            cpus: Scalar::from_units(4),
-            memory: ByteSize::from_mib(1024),
-            disk: ByteSize::from_mib(1024),
-            gpus: 3,
-            ports: PortSet::range(31_000, 31_019),
-        },
-        versions: Versions::default(),
-        session_ttl: Duration::from_secs(5),
-        server: None,
-        data: Default::default(),
-        stop_tasks_on_shutdown: false,
-        name,
-    }
-}
-
-/// Makes every uid in an answer the same for the same name: `"uid":"…"` becomes a uid made from the object's name.
-fn name_for_uid(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut lines = text.split_inclusive('\n');
-    for line in &mut lines {
-        match serde_json::from_str::<serde_json::Value>(line) {
-            Ok(mut value) => {
-                falsify(&mut value);
-                out.push_str(&value.to_string());
-                out.push('\n');
-            }
-            Err(_) => out.push_str(line),
-        }
-    }
-    out
-}
-
-fn falsify(value: &mut serde_json::Value) {
-    match value {
-        serde_json::Value::Object(map) => {
-            let task = map.get("kind").and_then(|kind| kind.as_str()) == Some("Task");
-            if task && let Some(metadata) = map.get_mut("metadata").and_then(|metadata| metadata.as_object_mut()) {
-                let name = metadata.get("name").and_then(|name| name.as_str()).unwrap_or_default();
-                let uid = format!("00000000-0000-4000-8000-{:0>12}", name.trim_start_matches('t'));
-                metadata.insert("uid".to_owned(), uid.into());
-            }
-            map.values_mut().for_each(falsify);
-        }
-        serde_json::Value::Array(items) => items.iter_mut().for_each(falsify),
-        _ => {}
+    /// How often the store was worse than it may be.
+    pub fn lies_told(&self) -> u64 {
+        self.servers.iter().map(Server::lies_told).sum()
     }
 }

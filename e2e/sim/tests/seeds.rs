@@ -1,59 +1,79 @@
-//! The quick profile, the determinism of seeds, and the mutants.
+//! The quick profile, the determinism of seeds, the mutants, and a part of the sieve.
 
-use muster_sim::campaign::{Campaign, failures};
-use muster_sim::mutants::{MUTANTS, Mutant};
-use muster_sim::run::{Options, run};
+use std::collections::BTreeSet;
 
-fn campaign(seeds: u64, mutant: Option<Mutant>) -> Campaign {
+use muster_sim::campaign::{Campaign, all};
+use muster_sim::mutants::MUTANTS;
+use muster_sim::profile::PROFILES;
+use muster_sim::sieve::sieve;
+
+/// How many seeds of each profile; the long run is `muster-sim --seeds 10000`.
+const SEEDS: u64 = 20;
+
+fn quick() -> Campaign {
     Campaign {
-        seed: None,
-        seeds,
-        from: 0,
-        deeds: 40,
-        mutant,
+        seeds: SEEDS,
+        ..Campaign::default()
     }
 }
 
 #[test]
-fn no_seed_of_the_quick_profile_fails() {
-    let seeds = std::env::var("MUSTER_SIM_SEEDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(500);
-    let failed = failures(&campaign(seeds, None));
-    let shown: Vec<String> = failed
-        .iter()
-        .take(3)
-        .map(|outcome| format!("seed {}: {:#?}", outcome.seed, outcome.violations))
-        .collect();
-    assert!(
-        failed.is_empty(),
-        "{} of {seeds} seeds failed\n{}",
-        failed.len(),
-        shown.join("\n")
-    );
+fn no_seed_of_any_profile_fails() {
+    let seeds = std::env::var("MUSTER_SIM_SEEDS");
+    let seeds = seeds.ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
+    for profile in PROFILES {
+        let campaign = Campaign {
+            seeds,
+            profile: Some(profile),
+            ..quick()
+        };
+        let verdict = all(&campaign);
+        let shown = verdict
+            .failed
+            .iter()
+            .take(3)
+            .map(|outcome| (outcome.seed, &outcome.violations));
+        let shown: Vec<_> = shown.collect();
+        assert!(
+            shown.is_empty(),
+            "{profile:?}: {} of {seeds} seeds failed: {shown:#?}",
+            verdict.failed.len()
+        );
+        assert!(
+            verdict.figures["revisions"] > 50 * seeds,
+            "{profile:?}: next to nothing was done"
+        );
+    }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_history() {
-    for seed in 0..10 {
-        let options = Options {
-            seed,
-            deeds: 40,
-            mutant: None,
-        };
-        let (first, second) = (run(options), run(options));
-        assert_eq!(first.trace, second.trace, "seed {seed}");
-        assert!(first.revisions > 50, "seed {seed} did next to nothing");
-    }
+    let campaign = Campaign {
+        seeds: 5,
+        twice: true,
+        ..quick()
+    };
+    assert!(all(&campaign).failed.is_empty());
 }
 
 #[test]
 fn every_mutant_is_caught() {
-    for mutant in MUTANTS {
-        assert!(
-            !failures(&campaign(500, Some(mutant))).is_empty(),
-            "{mutant:?} was not caught in 500 seeds"
-        );
-    }
+    let missed = MUTANTS.iter().filter(|mutant| {
+        let campaign = Campaign {
+            seeds: 300,
+            mutant: Some(**mutant),
+            ..quick()
+        };
+        all(&campaign).failed.is_empty()
+    });
+    let missed: Vec<_> = missed.collect();
+    assert!(missed.is_empty(), "not caught in 300 seeds: {missed:?}");
+}
+
+#[test]
+fn one_thing_that_goes_wrong_anywhere_makes_no_difference() {
+    let sieved = sieve(23);
+    assert!(sieved.diverged.is_empty(), "{:#?}", sieved.diverged);
+    let places: BTreeSet<_> = sieved.tried.keys().collect();
+    assert!(places.len() >= 6, "{places:?}");
 }

@@ -161,7 +161,7 @@ impl<'a> Story<'a> {
 
     /// What the simulation's checker says of a part.
     fn check(&self, part: (u64, u64)) -> Vec<String> {
-        let mut checker = Checker::default();
+        let mut checker = Checker::of_what_is_shown();
         let first: Vec<Change> = self
             .list_at(part.0)
             .iter()
