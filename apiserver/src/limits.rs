@@ -22,7 +22,7 @@ pub const ANNOTATION_BYTES: usize = 256 << 10;
 pub const META_ITEMS: usize = 64;
 /// The longest name of a writer, as Kubernetes.
 pub const FIELD_MANAGER_CHARS: usize = 128;
-/// Tasks of one accepted offer: with 20 offers, the ledger and the compares for namespace, fence and presence they stay under
+/// Tasks of one accepted offer: with 20 offers, the ledger and the compares for namespace, fence, agent and presence they stay under
 /// the 127 operations and compares of a transaction.
 pub const TASKS_PER_ACCEPT: usize = 100;
 /// Offers that are accepted together.

@@ -107,6 +107,18 @@ async fn an_offer_that_cannot_be_accepted_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_offer_of_a_removed_agent_cannot_be_accepted() {
+    let cluster = Cluster::new().await;
+    cluster.offer(&[cluster.an_offer("o", 1, &[], "")]).await.expect(201);
+    // Its session goes on.
+    let admin = cluster.server.admin();
+    admin.delete(&format!("{AGENTS}/a1")).await.expect(200);
+    let answer = cluster.accept("o", &json!({"launch": [task("t")]})).await.expect(409);
+    assert!(answer.message().contains("was removed"), "{}", answer.message());
+    cluster.server.jo().get(&format!("{TASKS}/t")).await.expect(404);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_foreign_offer_is_not_accepted() {
     let cluster = Cluster::new().await;
     let jo = cluster.server.jo();

@@ -293,11 +293,11 @@ impl Call<'_> {
         let placed = accept(&offered, &asked, self.context.now)?;
         let agent = &offered[0].offer.spec.agent;
         let lease_key = keys::lease(names::NAMESPACE_AGENTS, agent);
-        let Some(lease) = state.store.get(&lease_key).await? else {
-            let resource = &state.resources.muster("offers").resource;
-            let why = format!("agent {agent} cannot be reached now; its offers are about to be taken back");
-            return Err(ApiError::conflict(resource, self.name, why));
-        };
+        let agent_key = keys::object(&state.resources.muster("agents").resource, "", agent);
+        let lease = self
+            .there(&lease_key, || format!("agent {agent} cannot be reached now"))
+            .await?;
+        let present = self.there(&agent_key, || format!("agent {agent} was removed")).await?;
         let mut txn = GuardedTxn::new();
         for (entry, offered) in offers {
             let guard = Guard::Other(format!("offers/{}", offered.name));
@@ -307,6 +307,10 @@ impl Call<'_> {
         txn.compare(
             Compare::created(lease_key, lease.create_revision),
             Guard::Other("presence".to_owned()),
+        );
+        txn.compare(
+            Compare::created(agent_key, present.create_revision),
+            Guard::Other("agent".to_owned()),
         );
         guard_namespace(self.context, &mut txn, self.namespace)?;
         if let Some(fence) = self.context.fence {
@@ -339,6 +343,17 @@ impl Call<'_> {
                 Ok(None)
             }
         }
+    }
+
+    /// Something without which nothing of the agent can be accepted.
+    async fn there(&self, key: &Key, otherwise: impl FnOnce() -> String) -> Result<Entry> {
+        let state = self.context.state;
+        let entry = state.store.get(key).await?;
+        entry.ok_or_else(|| {
+            let resource = &state.resources.muster("offers").resource;
+            let why = format!("{}; its offers are about to be taken back", otherwise());
+            ApiError::conflict(resource, self.name, why)
+        })
     }
 
     fn encode(&self, object: &Value) -> Result<bytes::Bytes> {
