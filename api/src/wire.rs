@@ -47,7 +47,8 @@ pub struct DeclineRequest {
 }
 
 /// Body of `POST /apis/muster.dev/v1/agents/NAME/offers`: everything that one allocation pass changes about the offers of one
-/// agent, as one transaction. Only for the fenced leader.
+/// agent, as one transaction. Only for the fenced leader. One that changes nothing settles what was sent before it: of writes that were
+/// planned from older revisions, those that have not happened at the revision of its answer never will.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentOffers {

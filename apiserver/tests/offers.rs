@@ -460,6 +460,27 @@ async fn offers_from_an_outdated_view_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_of_offers_that_changes_none_settles_what_was_sent_before() {
+    let cluster = Cluster::new().await;
+    let seen = cluster.server.state.hub.revision();
+    let write = async |agent: &str, body: Value| {
+        let path = format!("{AGENTS}/{agent}/offers");
+        cluster.controllers().post(&path, &body).await
+    };
+    let settled = write("a1", json!({"seenRevision": 0})).await.expect(201).json;
+    let revision: u64 = settled["resourceVersion"].as_str().unwrap().parse().unwrap();
+    assert!(revision > seen, "{settled}");
+    let late = json!({"seenRevision": seen, "create": [cluster.an_offer("late", 1, &[], "")]});
+    write("a1", late).await.expect(409);
+    let next = json!({"seenRevision": revision, "create": [cluster.an_offer("next", 1, &[], "")]});
+    write("a1", next).await.expect(201);
+    // Nothing can be offered of an agent that is not there, so there is nothing to write.
+    let newest = cluster.server.state.hub.revision().to_string();
+    let none = write("nobody", json!({"seenRevision": 0})).await.expect(201).json;
+    assert_eq!(none["resourceVersion"], newest);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_offered_that_is_out_already_or_not_there() {
     let cluster = Cluster::new().await;
     cluster

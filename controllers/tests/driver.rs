@@ -6,19 +6,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{TestCluster, User};
+use common::{Habit, TestCluster, User};
+use http::Request;
+use kube::client::Body;
+use muster_api::env::Env;
 use muster_api::names;
+use muster_api::wire::AgentOffers;
 use muster_client::Client;
 use muster_controllers::leader::{Candidate, Term};
 use muster_controllers::runtime::driver::{Clock, Ended, drive};
 use muster_controllers::runtime::event::Notes;
-use muster_controllers::runtime::executor::Executor;
+use muster_controllers::runtime::executor::{Executor, Outcome};
 use muster_controllers::runtime::feed::Feed;
-use muster_controllers::runtime::{Action, Change, Context, Kind, Plan, Planner, View};
+use muster_controllers::runtime::{Action, Change, Context, Kind, Plan, Planner, View, Write};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tower::{BoxError, ServiceExt};
 
 /// Wants a number of frameworks and makes one at a time, named by how many it sees.
 #[derive(Clone)]
@@ -179,4 +184,82 @@ async fn a_driver_that_was_paused_past_its_deadline_writes_nothing() {
     let driving = stage.drive(&cluster, &Maker::new(1, true), &CancellationToken::new());
     assert_eq!(driving.await.expect("no panic"), Ended::Fenced);
     assert!(cluster.view().frameworks.is_empty());
+}
+
+/// A write of offers that a pass has planned, of a tenth of a CPU of `a1`.
+fn offering(seen: u64, env: &dyn Env) -> Write {
+    let offer = json!({
+        "apiVersion": names::API_VERSION, "kind": "Offer",
+        "metadata": { "name": "o", "namespace": "default" },
+        "spec": {
+            "framework": "default", "role": "default", "agent": "a1",
+            "resources": { "cpus": "0.1" },
+            "expiresAt": (env.now() + jiff::SignedDuration::from_secs(30)).to_string(),
+        },
+    });
+    let request = AgentOffers {
+        seen_revision: seen,
+        create: vec![serde_json::from_value(offer).expect("an offer")],
+        delete: Vec::new(),
+    };
+    let agent = "a1".to_owned();
+    Write::from(Action::AgentOffers { agent, request })
+}
+
+#[tokio::test(start_paused = true)]
+async fn offers_that_nobody_answered_have_been_made_or_never_will_be_when_the_next_pass_plans() {
+    for arrives in [true, false] {
+        let cluster = TestCluster::start().await;
+        let stage = stage(&cluster).await;
+        let _agent = cluster.agent("a1", 4, Habit::Finish).await;
+        // The answer to the first write of offers is lost; the write itself arrives, or is kept.
+        let kept: Arc<Mutex<Vec<Request<Body>>>> = Arc::default();
+        let (router, keeping) = (cluster.server.router(), kept.clone());
+        let first = Arc::new(AtomicUsize::new(0));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let lost = request.uri().path().ends_with("/offers") && first.fetch_add(1, Ordering::Relaxed) == 0;
+            let (router, keeping) = (router.clone(), keeping.clone());
+            async move {
+                if lost && !arrives {
+                    keeping.lock().expect("what is kept").push(request);
+                } else {
+                    let answer = router.oneshot(request).await?;
+                    if !lost {
+                        return Ok(answer);
+                    }
+                }
+                Err::<_, BoxError>("connection reset".into())
+            }
+        });
+        let client = Client::in_process(service, &cluster.server.token(User::Controllers));
+        let (notes, _taken) = Notes::new();
+        let leadership = stage.term.leadership();
+        let executor = Executor::new(
+            client.fenced(stage.term.fence()),
+            leadership,
+            notes,
+            watch::Sender::new(None),
+        );
+        let seen = cluster.view().revision;
+        let outcomes = executor.apply(vec![offering(seen, &*cluster.env)]).await;
+        let [
+            Outcome::Later {
+                settled: Some(settled), ..
+            },
+        ] = outcomes.as_slice()
+        else {
+            panic!("{outcomes:?}")
+        };
+        stage.feed.reached(*settled).await;
+        assert_eq!(
+            stage.feed.view().offers.len(),
+            usize::from(arrives),
+            "arrives: {arrives}"
+        );
+        let late = kept.lock().expect("what is kept").pop();
+        if let Some(late) = late {
+            let answer = cluster.server.router().oneshot(late).await.expect("an answer");
+            assert_eq!(answer.status(), http::StatusCode::CONFLICT);
+        }
+    }
 }

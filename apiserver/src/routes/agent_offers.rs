@@ -3,6 +3,8 @@
 //! Two guards stand against giving something out twice. The transaction compares the agent's ledger, which every write touches that
 //! gives something out or takes it back, with the revision that the pass has seen. And what would be out afterwards is added up
 //! here from the live tasks and offers, and held against what the agent has.
+//!
+//! A request that changes nothing still writes the ledger: whatever was planned from an older view and has not happened by then never will.
 
 use std::collections::BTreeSet;
 
@@ -106,18 +108,21 @@ impl Writing<'_> {
             fence.guard(&mut txn);
         }
         let ledger = keys::ledger(self.agent);
-        txn.compare(
-            Compare::not_modified_after(ledger, request.seen_revision),
-            Guard::Ledger,
-        );
+        // What changes nothing is planned from nothing.
+        let seen = if count == 0 { newest } else { request.seen_revision };
+        txn.compare(Compare::not_modified_after(ledger, seen), Guard::Ledger);
         let agent = self.agent(&mut txn, !request.create.is_empty()).await?;
+        if count == 0 && agent.is_none() {
+            // Nothing can be offered of it any more; one that joins under its name is another.
+            return Ok(Some(newest));
+        }
         let gone = self.delete(&mut txn, &request.delete).await?;
         let new = self.create(&mut txn, &request.create)?;
         if let Some(agent) = agent.filter(|_| !new.is_empty()) {
             self.check_sum(&agent, &new, &gone)?;
         }
         txn.touch(self.agent);
-        if dry_run || count == 0 {
+        if dry_run {
             return Ok(None);
         }
         match state.commit(txn).await? {

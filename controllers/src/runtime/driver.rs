@@ -1,7 +1,7 @@
 //! The one loop that every planner runs in.
 //!
 //! Wait for a key, take the view, plan, let the executor write, wait until the view has reached what was written, next. So a
-//! key is never planned from a view that lacks the planner's own writes. All decisions are in planners and all I/O is in the
+//! key is never planned from a view that lacks the planner's own writes, however long that takes. All decisions are in planners and all I/O is in the
 //! executor; here is only the order of things.
 
 use std::sync::Arc;
@@ -173,8 +173,9 @@ impl<P: Planner> Driver<P> {
                     fate.outdated = true;
                 }
                 Outcome::Fenced => return Some(Ended::Fenced),
-                Outcome::Later(error) => {
+                Outcome::Later { error, settled } => {
                     tracing::debug!(%error, "later");
+                    highest = highest.max(settled.unwrap_or_default());
                     fate.failed = true;
                     if let muster_client::Error::Retryable { after, .. } = error {
                         fate.after = fate.after.max(after);
@@ -221,7 +222,7 @@ impl<P: Planner> Driver<P> {
         if revision == 0 {
             return;
         }
-        if tokio::time::timeout(BARRIER_MAX, self.feed.reached(revision))
+        while tokio::time::timeout(BARRIER_MAX, self.feed.reached(revision))
             .await
             .is_err()
         {

@@ -2,11 +2,15 @@
 //!
 //! Writes of a plan are independent and run at the same time, up to a bound. What was refused because the view was old is
 //! skipped: the watch brings what changed, and the key is planned again. Nothing is written when leadership may have ended.
+//!
+//! A write of offers that nobody answered may still happen, when something else has been planned; so it is settled before anything else
+//! is: one more write of the agent's ledger, after which it has happened or never will. What must never happen here: a plan made while a
+//! write of offers before it is in the air.
 
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use muster_api::wire::PlanReport;
+use muster_api::wire::{AgentOffers, PlanReport};
 use muster_client::{Client, Error, Patch, Preconditions};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -19,6 +23,10 @@ use crate::leader::Leadership;
 /// So many writes of one plan are under way at a time.
 pub const CONCURRENCY: usize = 16;
 
+/// How long a write that settles waits before it is tried again: first, and at most.
+const SETTLE_FIRST: Duration = Duration::from_millis(50);
+const SETTLE_MOST: Duration = Duration::from_secs(1);
+
 /// How a write ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -27,7 +35,12 @@ pub enum Outcome {
     /// The view was old; the watch will tell.
     Skipped(Error),
     /// It may succeed later.
-    Later(Error),
+    Later {
+        /// Why it did not now.
+        error: Error,
+        /// Whoever has seen this revision knows whether it happened after all, where that matters.
+        settled: Option<u64>,
+    },
     /// It will not succeed as it is.
     Refused(Error),
     /// Somebody else leads now, or may.
@@ -69,6 +82,10 @@ impl Executor {
         if !self.leadership.borrow().may_act() {
             return Outcome::Fenced;
         }
+        let agent = match &write.action {
+            Action::AgentOffers { agent, .. } => Some(agent.clone()),
+            _ => None,
+        };
         match self.perform(write.action).await {
             Ok(revision) => {
                 for note in write.then {
@@ -76,8 +93,33 @@ impl Executor {
                 }
                 Outcome::Done(revision)
             }
-            Err(error) => sort(error),
+            Err(error) => match (sort(error), agent) {
+                (Outcome::Later { error, .. }, Some(agent)) => match self.settle(&agent).await {
+                    Some(settled) => Outcome::Later {
+                        error,
+                        settled: Some(settled),
+                    },
+                    None => Outcome::Fenced,
+                },
+                (outcome, _) => outcome,
+            },
         }
+    }
+
+    /// The revision at which it is decided what became of everything that was sent about an agent's offers. Tries for as long as the term
+    /// lasts; `None`: it is over, and with it everything that was sent under its fence.
+    async fn settle(&self, agent: &str) -> Option<u64> {
+        let mut pause = SETTLE_FIRST;
+        while self.leadership.borrow().may_act() {
+            match self.client.agent_offers(agent, &AgentOffers::default()).await {
+                Ok(settled) => return settled.resource_version.parse().ok(),
+                Err(Error::Fenced(_)) => return None,
+                Err(error) => tracing::debug!(%error, agent, "not settled yet"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(SETTLE_MOST);
+        }
+        None
     }
 
     async fn perform(&self, action: Action) -> Result<Option<u64>, Error> {
@@ -136,10 +178,10 @@ fn sort(error: Error) -> Outcome {
     match error {
         Error::Fenced(_) => Outcome::Fenced,
         Error::NotFound(_) | Error::AlreadyExists(_) | Error::Conflict(_) | Error::Gone(_) => Outcome::Skipped(error),
-        Error::Retryable { .. } | Error::Timeout(_) | Error::Transport(_) => Outcome::Later(error),
-        Error::Invalid(_) | Error::Forbidden(_) | Error::Refused(_) | Error::Decode { .. } | Error::Setup { .. } => {
-            Outcome::Refused(error)
+        Error::Retryable { .. } | Error::Timeout(_) | Error::Transport(_) | Error::Decode { .. } => {
+            Outcome::Later { error, settled: None }
         }
+        Error::Invalid(_) | Error::Forbidden(_) | Error::Refused(_) | Error::Setup { .. } => Outcome::Refused(error),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use muster_api::env::Env;
 use muster_apiserver::auth::{self, Tokens};
 use muster_apiserver::logs::NoLogs;
@@ -45,12 +46,21 @@ impl Server {
 
     /// A client with the token of `user`.
     pub fn client(&self, user: User) -> Client {
+        Client::in_process(self.router(), &self.token(user))
+    }
+
+    /// What answers.
+    pub fn router(&self) -> Router {
+        router(self.state.clone())
+    }
+
+    /// What `user` proves to be who they are with.
+    pub fn token(&self, user: User) -> String {
         let user = match user {
             User::Admin => auth::User::admin(),
             User::Controllers => auth::User::controllers(),
             User::Agent(name) => auth::User::agent(&name),
         };
-        let token = self.tokens.ensure(&user, &*self.env).expect("a token");
-        Client::in_process(router(self.state.clone()), &token)
+        self.tokens.ensure(&user, &*self.env).expect("a token")
     }
 }
