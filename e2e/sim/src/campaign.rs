@@ -8,7 +8,7 @@ use std::thread;
 use clap::Parser;
 
 use crate::mutants::{MUTANTS, Mutant};
-use crate::profile::Profile;
+use crate::profile::{PROFILES, Profile};
 use crate::run::{self, Options, Outcome};
 use crate::sieve;
 
@@ -18,7 +18,7 @@ pub struct Campaign {
     /// Only this seed, with its whole verdict.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// How many seeds; the long profile is 10000.
+    /// How many seeds; the long run is 10000.
     #[arg(long, default_value_t = 500)]
     pub seeds: u64,
     /// The first seed.
@@ -27,7 +27,8 @@ pub struct Campaign {
     /// How many deeds each seed has.
     #[arg(long, default_value_t = 40)]
     pub deeds: usize,
-    /// The kind of trouble: mixed, calm, pauses, lies, partitions, machines, clocks, late. Default: mixed, or what suits the mutant.
+    /// The kind of trouble: mixed, calm, pauses, lies, partitions, machines, clocks, late, absences,
+    /// successions, answers, stragglers. Default: each in turn, or what suits the mutant.
     #[arg(long)]
     pub profile: Option<Profile>,
     /// A planted bug: success is then to catch it.
@@ -58,11 +59,15 @@ impl Campaign {
         Options {
             seed,
             deeds: self.deeds,
-            profile: self
-                .profile
-                .unwrap_or(self.mutant.map_or(Profile::Mixed, Mutant::profile)),
+            profile: self.profile_of(seed),
             mutant: self.mutant,
         }
+    }
+
+    fn profile_of(&self, seed: u64) -> Profile {
+        let turn = PROFILES[usize::try_from(seed % PROFILES.len() as u64).expect("there are few")];
+        let suits = self.mutant.map_or(turn, Mutant::profile);
+        self.profile.unwrap_or(suits)
     }
 
     /// How a seed is run again.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use muster_api::env::Env;
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -14,6 +14,8 @@ use uuid::{Builder, Uuid};
 pub struct SimEnv {
     start: Instant,
     random: Mutex<StdRng>,
+    /// By how much any clock has ever been ahead, in milliseconds.
+    ahead_ms: AtomicI64,
 }
 
 /// 2026-01-01T00:00:00Z.
@@ -25,7 +27,13 @@ impl SimEnv {
         SimEnv {
             start: Instant::now(),
             random: Mutex::new(StdRng::seed_from_u64(seed ^ 0x1d5)),
+            ahead_ms: AtomicI64::new(0),
         }
+    }
+
+    /// The latest time that any clock can show, or could when something was decided that happens now.
+    pub fn latest(&self) -> Timestamp {
+        self.now() + SignedDuration::from_millis(self.ahead_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -65,6 +73,7 @@ impl Clock {
     /// Makes the clock wrong by so many milliseconds.
     pub fn set_wrong(&self, ms: i64) {
         self.wrong_ms.store(ms, Ordering::Relaxed);
+        self.truth.ahead_ms.fetch_max(ms, Ordering::Relaxed);
     }
 }
 

@@ -70,7 +70,11 @@ impl Scheduler {
     /// Tries again what may have happened, then answers every open offer: half are accepted, by two schedulers at once that know nothing
     /// of each other, or by one that knows what it does; the others are declined.
     pub async fn answer(&mut self, random: &mut StdRng) {
-        for _ in 0..self.open.len() {
+        // Once where it was, and once more with another offer.
+        for _ in 0..2 * self.open.len() {
+            if self.open.is_empty() {
+                break;
+            }
             let launch = self.open.remove(0);
             self.try_again(launch).await;
         }
@@ -145,6 +149,10 @@ impl Scheduler {
         launch["spec"]["resources"] = json!({ "cpus": "0.5", "memory": "16Mi" });
         if let Some(label) = label {
             launch["metadata"]["labels"] = json!({ LABEL_LAUNCH: label });
+            // A key is remembered for as long as its task is there.
+            if let Some(spec) = launch["spec"].as_object_mut() {
+                spec.remove("ttlAfterFinished");
+            }
         }
         let idempotency_key = label.map(str::to_owned);
         AcceptRequest {

@@ -171,11 +171,11 @@ impl Link {
             return Err("the process is dead".into());
         }
         party.gate.pass().await;
-        sleep(network.delay()).await;
         let weather = network.weather();
         if network.happens(weather.moved) {
             self.move_on();
         }
+        sleep(network.delay_of_request()).await;
         let place = party.place.load(Ordering::Relaxed);
         let server = network.server(place).ok_or("connection refused")?;
         if network.happens(weather.lost) {
@@ -186,7 +186,7 @@ impl Link {
         let (mut parts, body) = request.into_parts();
         let mut body = body.collect().await?.to_bytes();
         if let Some(mutant) = self.mutant {
-            if let Some(answer) = traffic::answered_without_asking(mutant, &party.node, &parts) {
+            if let Some(answer) = traffic::answered_without_asking(mutant, &party.node, &parts, &body) {
                 return Ok(answer);
             }
             traffic::request(mutant, &party.node, &mut parts, &mut body);

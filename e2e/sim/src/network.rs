@@ -33,6 +33,8 @@ pub struct Weather {
     pub cut: f64,
     /// A client goes to another server with its next request.
     pub moved: f64,
+    /// A request arrives seconds late.
+    pub straggles: f64,
     /// The server notices that a client does not wait any more, and drops its request wherever it is.
     pub abandoned: f64,
 }
@@ -49,6 +51,9 @@ pub struct Endpoint {
     /// Ends with the process.
     pub death: CancellationToken,
 }
+
+/// How late a request is that straggles: up to what a client waits, and beyond.
+const STRAGGLING_MS: std::ops::Range<u64> = 500..12_000;
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +111,11 @@ impl Network {
             state.servers.resize_with(place + 1, || None);
         }
         state.servers[place] = server;
+    }
+
+    /// Lets all servers go: they hold their wires to the store, which hold the network.
+    pub(crate) fn dissolve(&self) {
+        self.lock().servers.clear();
     }
 
     /// The server at a place, or at the next one that has one.
@@ -171,10 +181,20 @@ impl Network {
         probability > 0.0 && self.lock().random.random_bool(probability)
     }
 
+    /// How long something is on its way.
     pub(crate) fn delay(&self) -> Duration {
         let mut state = self.lock();
         let most = u64::try_from(state.weather.delay_max.as_micros()).expect("delays are short");
         Duration::from_micros(state.random.random_range(0..=most))
+    }
+
+    /// The same for a request, which may have been lost and sent again several times.
+    pub(crate) fn delay_of_request(&self) -> Duration {
+        if self.happens(self.weather().straggles) {
+            Duration::from_millis(self.lock().random.random_range(STRAGGLING_MS))
+        } else {
+            self.delay()
+        }
     }
 
     pub(crate) fn next_request(&self) -> u64 {

@@ -32,10 +32,18 @@ pub enum Profile {
     Clocks,
     /// Many commits happen long after they failed.
     Late,
+    /// Agents are stopped until they are lost, and the leader too, while frameworks answer their offers.
+    Absences,
+    /// Processes follow each other while what their predecessors sent is still on its way, and names come back at once.
+    Successions,
+    /// Many answers are lost.
+    Answers,
+    /// Many requests arrive seconds late, when their sender has long tried again, and names come back at once.
+    Stragglers,
 }
 
 /// All of them.
-pub const PROFILES: [Profile; 8] = [
+pub const PROFILES: [Profile; 12] = [
     Profile::Mixed,
     Profile::Calm,
     Profile::Pauses,
@@ -44,6 +52,10 @@ pub const PROFILES: [Profile; 8] = [
     Profile::Machines,
     Profile::Clocks,
     Profile::Late,
+    Profile::Absences,
+    Profile::Successions,
+    Profile::Answers,
+    Profile::Stragglers,
 ];
 
 impl FromStr for Profile {
@@ -88,6 +100,8 @@ pub struct Storm {
     pub controllers: usize,
     /// Agents.
     pub agents: usize,
+    /// Names that tasks are made under: few, so that names come back.
+    pub names: usize,
     /// Whether a second machine claims the name of the first.
     pub duplicate: bool,
     /// Whether the tasks' role has a quota.
@@ -139,6 +153,7 @@ fn weather(random: &mut StdRng) -> Weather {
         cut: some(random, 0.5, 0.03),
         moved: some(random, 0.5, 0.2),
         abandoned: some(random, 0.5, 1.0),
+        straggles: some(random, 0.3, 0.02),
         delay_max: Duration::from_micros((some(random, 0.5, 1.0) * 40_000.0) as u64),
     }
 }
@@ -198,9 +213,10 @@ impl Profile {
             servers: random.random_range(1..4),
             controllers: random.random_range(1..4),
             agents: random.random_range(1..4),
+            names: 12,
             duplicate: false,
-            // Quotas span agents, and an agent's ledger guards its own: a commit that lands late may exceed one for a while.
-            quota: self == Profile::Calm && random.random_bool(0.6),
+            // Quotas span agents, and an agent's ledger guards its own: what lands late is where they could be exceeded.
+            quota: random.random_bool(if self == Profile::Late { 0.9 } else { 0.4 }),
             weather: Weather::default(),
             faults: Faults::none(),
             lies: Lies::none(),
@@ -237,6 +253,29 @@ impl Profile {
             Profile::Late => {
                 storm.faults.late_commit = 0.2;
                 storm.faults.delay_max = Duration::from_millis(150);
+            }
+            Profile::Absences => {
+                (weights.pause_agent, weights.pause_leader, weights.answer) = (14, 10, 30);
+            }
+            Profile::Successions => {
+                storm.names = 3;
+                storm.servers = random.random_range(2..4);
+                storm.faults.late_commit = 0.2;
+                storm.faults.delay_max = Duration::from_millis(150);
+                storm.weather.abandoned = 0.0;
+                (weights.kill_agent, weights.reboot, weights.kill_controllers) = (14, 4, 6);
+                (weights.partition, weights.pause_server, weights.delete) = (14, 6, 30);
+            }
+            Profile::Stragglers => {
+                storm.names = 2;
+                storm.weather.straggles = 0.15;
+                storm.weather.abandoned = 0.0;
+                (weights.delete, weights.kill) = (30, 15);
+            }
+            Profile::Answers => {
+                storm.weather.answer_lost = 0.15;
+                storm.faults.unavailable_after = 0.1;
+                weights.answer = 40;
             }
             Profile::Clocks => {
                 weights.jump = 12;

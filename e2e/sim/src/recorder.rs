@@ -42,7 +42,7 @@ impl Recorder {
     /// Has everything checked that happened since the last call.
     pub fn listen(&self) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        self.checker().tick(self.env.now());
+        self.checker().tick(self.env.now(), self.env.latest());
         // Whoever commits may have used up its turn; history is read all the same.
         while let Some(event) = tokio::task::unconstrained(history.next()).now_or_never() {
             let event = event.expect("a watch does not end");

@@ -1,11 +1,12 @@
 //! An API server of the simulation: the real router, with names for tokens, on a store that it reaches over a wire.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use muster_api::names::USER_AGENT_PREFIX;
 use muster_apiserver::auth::{Authenticate, User};
 use muster_apiserver::error::ApiError;
+use muster_apiserver::resource::Resource;
 use muster_apiserver::{Config, State, kinds};
 use muster_store::{FaultStore, Faults, Lies, LyingStore, Store};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,12 @@ impl Authenticate for ByName {
             None => User::anonymous(),
         })
     }
+}
+
+/// The kinds that are served. They are made of types, which takes a while and gives the same each time.
+fn resources() -> Vec<Resource> {
+    static RESOURCES: OnceLock<Vec<Resource>> = OnceLock::new();
+    RESOURCES.get_or_init(kinds::resources).clone()
 }
 
 /// A machine with an API server, which outlives the server's process.
@@ -101,7 +108,7 @@ impl Server {
             let config = Config {
                 store: Arc::clone(&self.store),
                 env: Arc::new(self.clock.clone()),
-                resources: kinds::resources(),
+                resources: resources(),
                 authenticator: Arc::new(ByName),
                 logs: Arc::new(muster_apiserver::logs::NoLogs),
                 membership: Default::default(),

@@ -54,16 +54,13 @@ pub enum Direction {
     Both,
 }
 
-/// Names that tasks are made under: few, so that names come back.
-const NAMES: usize = 12;
-
 /// The time to live of the leader's lease, in milliseconds.
 pub const LEADER_TTL_MS: u64 = 2_000;
 
 /// Draws the next deed.
 pub fn draw(random: &mut StdRng, storm: &Storm) -> Deed {
     let nodes = storm.servers + storm.controllers + storm.agents + 1;
-    let name = |random: &mut StdRng| format!("t{}", random.random_range(0..NAMES));
+    let name = |random: &mut StdRng| format!("t{}", random.random_range(0..storm.names));
     let agent = |random: &mut StdRng| random.random_range(0..storm.agents);
     let controllers = |random: &mut StdRng| random.random_range(0..storm.controllers);
     let server = |random: &mut StdRng| random.random_range(0..storm.servers);

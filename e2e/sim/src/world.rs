@@ -50,6 +50,12 @@ pub struct World {
     pauses: u64,
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        self.network.dissolve();
+    }
+}
+
 impl World {
     /// A cluster in which everything has been started, in good weather.
     pub async fn new(seed: u64, storm: &Storm, mutant: Option<Mutant>) -> World {

@@ -9,7 +9,7 @@
 //! | I1 | no attempt of a task ever has two live containers | machines, at every revision: no container id starts twice, on any machine; no two containers of a task live at once; a container starts only where its task is bound, and before it has ended (`containers`); a task is Gone by proof only when nothing of it lives (`tasks`) |
 //! | I2 | offered + allocated ≤ capacity, per scalar, port and GPU | every revision (`offers`); on machines, no two live containers hold the same GPU (`containers`) |
 //! | I3 | an offer leaves Open once | every revision: content fixed, never open again, uid never back (`offers`) |
-//! | I4 | accept is all or nothing | every revision: a task is bound in the revision that takes its offer, to that offer's agent, while the agent is present; whatever an agent gives or gets back touches its ledger (`tasks`, `offers`); one idempotency key launches once |
+//! | I4 | accept is all or nothing | every revision: a task is bound in the revision that takes its offer, to that offer's agent, while the agent is there and present; whatever an agent gives or gets back touches its ledger (`tasks`, `offers`); one idempotency key launches once |
 //! | I5 | an acknowledged write is in the history | every answer with 2xx: the version that it names is one that the object had (`replies`) |
 //! | I6, I7 | terminal stays; phases and attempts only go forward | every revision (`tasks`) |
 //! | I8 | binding is fixed | every revision (`tasks`) |
@@ -19,7 +19,7 @@
 //! | I13 | no status by a superseded session | as I12, with the session of the task's agent (`writers`) |
 //! | I14 | watches: ordered, unique, atomic, resumable | an observer's view equals the history at every revision that its watch claims (`observer`) |
 //! | I15 | a list at revision X is the replay to X | the observer lists, too |
-//! | I16 | quotas hold | every revision that gives something out (`offers`), in calm weather only: no ledger spans agents, so a commit that lands late may exceed a limit until the next pass |
+//! | I16 | quotas hold | every revision that gives something out (`offers`) |
 //! | I17 | a deleted uid never reappears | every revision, all kinds |
 //! | I18 | an object goes only without finalizers | every revision: a bound task goes by its agent's hand, or by the controllers' when the agent object is gone (`tasks`) |
 //! | I19 | a kill ends the task in time | in calm, as a part of I24; a container is signalled only when somebody asked for it (`containers`) |
@@ -93,6 +93,7 @@ pub struct Checker {
     /// Which task a launch made, by the launch's label.
     launched: BTreeMap<String, String>,
     now: jiff::Timestamp,
+    latest: jiff::Timestamp,
     violations: Vec<String>,
     trace: u64,
     shown: bool,
@@ -194,9 +195,10 @@ impl Checker {
         self.containers = containers;
     }
 
-    /// Tells the true time.
-    pub fn tick(&mut self, now: jiff::Timestamp) {
+    /// Tells the true time, and the latest that any clock may have shown when something was decided that happens now.
+    pub fn tick(&mut self, now: jiff::Timestamp, latest: jiff::Timestamp) {
         self.now = now;
+        self.latest = latest;
     }
 
     /// Replays one revision.

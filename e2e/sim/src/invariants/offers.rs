@@ -27,7 +27,8 @@ impl Checker {
         }
     }
 
-    /// What a framework has refused is not offered to it again before it wants that.
+    /// What a framework has refused is not offered to it again before it wants that, by anybody's clock: refusals are given in time, so a
+    /// leader whose clock is ahead ends them early.
     fn refusals_hold(&mut self, key: &str, new: &Offer) {
         let (namespace, amounts) = (&new.metadata.namespace, new.bundle().amounts());
         let refused = self.offers.values().find(|old| {
@@ -36,7 +37,7 @@ impl Checker {
                 && old.metadata.namespace == *namespace
                 && (&old.spec.framework, &old.spec.role, &old.spec.agent)
                     == (&new.spec.framework, &new.spec.role, &new.spec.agent)
-                && until.is_some_and(|until| until.0 > self.now + REFUSAL_SLACK)
+                && until.is_some_and(|until| until.0 > self.latest + REFUSAL_SLACK)
                 && old.bundle().amounts().contains(&amounts)
         });
         if let Some(old) = refused {
@@ -152,7 +153,7 @@ impl Checker {
     }
 }
 
-/// A clock that is a little wrong, and the way of the answer.
+/// Times in objects are rounded, and decided a little before they are written.
 const REFUSAL_SLACK: jiff::SignedDuration = jiff::SignedDuration::from_millis(500);
 
 fn read<T: serde::de::DeserializeOwned>(change: &Change) -> Option<T> {

@@ -164,8 +164,9 @@ impl Checker {
             self.violated(format!("{key}: bound from {offer_key}, which is still there"));
         }
         let agent = offer.spec.agent.clone();
-        if let (Some(task), Some(agent)) = (uid(Some(task)), self.agent_uid(&agent)) {
-            self.bound_to.insert(task, agent);
+        match (uid(Some(task)), self.agent_uid(&agent)) {
+            (Some(task), Some(agent)) => drop(self.bound_to.insert(task, agent)),
+            _ => self.violated(format!("{key}: bound to {agent}, which was removed")),
         }
         if Some(&agent) != status.agent.as_ref() {
             self.violated(format!("{key}: bound to another agent than its offer's"));

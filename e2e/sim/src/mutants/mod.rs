@@ -44,12 +44,12 @@ mutants! {
     LedgerNotTouched in Calm,
     /// Offers are not compared when they are accepted: the same offer is spent twice.
     AcceptTwice in Mixed,
-    /// An accept does not compare the agent's presence: tasks are bound to an agent that is lost.
-    AcceptOfTheLost in Machines,
+    /// An accept takes the presence of an agent for given once it was present: tasks are bound to an agent that is lost.
+    AcceptOfTheLost in Absences,
     /// Tasks are not compared when their status is written: a late report brings a terminal task back.
-    TerminalResurrected in Mixed,
+    TerminalResurrected in Stragglers,
     /// An agent's session is not compared when it writes a status: a superseded process speaks.
-    SessionNotCompared in Machines,
+    SessionNotCompared in Successions,
     /// A lease is taken without a look at whether somebody holds it: two lead.
     LeaseNotExclusive in Calm,
     /// A write is acknowledged before it is committed.
@@ -65,11 +65,13 @@ mutants! {
     /// Agents know tasks by name instead of uid: a new task of an old name is taken for the old one.
     NameForUid in Calm,
     /// Agents report without identity: a late report about an old task is taken for one about the new.
-    ReportedByName in Machines,
+    ReportedByName in Stragglers,
     /// A former leader gives back a lease that is its successor's.
     SuccessorsLeaseReleased in Pauses,
     /// A leader takes its renewals for granted and acts on after its time.
     RenewalsTakenForGranted in Pauses,
+    /// The controllers take a write of which they know nothing for one that did not happen, and plan without it.
+    UnknownTakenForFailed in Late,
     /// The controllers do not see quotas.
     QuotaForgotten in Calm,
     /// The controllers do not see that tasks end: what they held is not offered again.
@@ -79,7 +81,7 @@ mutants! {
     /// The controllers see only the first change of a revision.
     RevisionsTorn in Calm,
     /// A framework tries an accept again without an idempotency key: a task is launched twice.
-    RetriedWithoutKey in Mixed,
+    RetriedWithoutKey in Answers,
     /// An agent takes a task that a list forgot for one that does not exist, and kills it.
     KilledOnCacheMiss in Machines,
     /// A task that is run again uses the container of its first attempt again.

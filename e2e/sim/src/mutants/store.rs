@@ -53,6 +53,8 @@ pub struct MutantStore {
     mutant: Mutant,
     /// The first device that each agent's tasks were seen with.
     devices: Mutex<BTreeMap<String, String>>,
+    /// The sessions that accepts were made under.
+    sessions: Mutex<BTreeMap<Key, Entry>>,
 }
 
 impl MutantStore {
@@ -62,6 +64,7 @@ impl MutantStore {
             store,
             mutant,
             devices: Mutex::default(),
+            sessions: Mutex::default(),
         }
     }
 
@@ -125,7 +128,20 @@ fn without_gaps(stream: WatchStream, after: Revision) -> WatchStream {
 #[async_trait]
 impl Store for MutantStore {
     async fn get(&self, key: &Key) -> Result<Option<Entry>, Error> {
-        self.store.get(key).await
+        let entry = self.store.get(key).await?;
+        let accepts = || {
+            WRITER
+                .try_with(|writer| writer.request.ends_with("/accept"))
+                .unwrap_or(false)
+        };
+        if self.mutant != Mutant::AcceptOfTheLost || !under(key, SESSIONS) || !accepts() {
+            return Ok(entry);
+        }
+        let mut sessions = self.sessions.lock().expect("no one panics with the sessions");
+        if let Some(entry) = entry {
+            sessions.insert(key.clone(), entry);
+        }
+        Ok(sessions.get(key).cloned())
     }
 
     async fn list(&self, prefix: &Prefix, page: Page) -> Result<Listing, Error> {

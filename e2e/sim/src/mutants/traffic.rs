@@ -17,10 +17,28 @@ fn is_agent(node: &str) -> bool {
 }
 
 /// The answer that a process with this bug takes for given.
-pub fn answered_without_asking(mutant: Mutant, node: &str, parts: &Parts) -> Option<Response<axum::body::Body>> {
-    let granted =
-        mutant == Mutant::RenewalsTakenForGranted && is_controllers(node) && parts.uri.path().ends_with("/renew");
-    granted.then(|| Response::new(axum::body::Body::from("{}")))
+pub fn answered_without_asking(
+    mutant: Mutant,
+    node: &str,
+    parts: &Parts,
+    body: &Bytes,
+) -> Option<Response<axum::body::Body>> {
+    let path = parts.uri.path();
+    let answer = match mutant {
+        Mutant::RenewalsTakenForGranted if path.ends_with("/renew") => "{}",
+        Mutant::UnknownTakenForFailed if path.contains("/agents/") && settles(path, body) => {
+            r#"{"resourceVersion":"1"}"#
+        }
+        _ => return None,
+    };
+    is_controllers(node).then(|| Response::new(axum::body::Body::from(answer)))
+}
+
+/// Whether this is the write of an agent's offers that changes none.
+fn settles(path: &str, body: &Bytes) -> bool {
+    let request: Option<Value> = serde_json::from_slice(body).ok();
+    path.ends_with("/offers")
+        && request.is_some_and(|request| request["create"].is_null() && request["delete"].is_null())
 }
 
 /// The request as a process with this bug sends it.
