@@ -102,16 +102,17 @@ impl Planner for Offers {
 }
 
 /// The writes of a plan are independent: what is taken back of one agent may not have happened yet when another agent's is given out. Where
-/// a quota limits a role, that would be too much for a moment; so such offers wait for the pass after, which sees what was taken back.
+/// a quota limits a role, that would be too much for a moment; so such offers wait for the pass after, which sees what was taken back. What a
+/// removed agent had is on its way back, too, and may stay if the agent joins again at once.
 fn wait_for_limits(view: &View, agents: &mut BTreeMap<&str, AgentChanges>) {
     let limits = view.quotas.values().filter(|quota| !quota.spec.limit.is_empty());
     let limited: Vec<&str> = limits.map(|quota| quota.spec.role.as_str()).collect();
     let taking = |changes: &AgentChanges| changes.delete.iter().any(|offer| holds(view, offer));
-    let back: Vec<&str> = agents
+    let taken = agents
         .iter()
         .filter(|(_, changes)| taking(changes))
-        .map(|(agent, _)| *agent)
-        .collect();
+        .map(|(agent, _)| *agent);
+    let back: Vec<&str> = taken.chain(view.removed_agents().map(String::as_str)).collect();
     if limited.is_empty() {
         return;
     }
@@ -366,6 +367,23 @@ mod tests {
         let plan = plan(cluster);
         assert_eq!(deleted(request(&plan)), ["o1"]);
         assert_eq!(request(&plan).create.len(), 1);
+    }
+
+    #[test]
+    fn what_a_removed_agent_had_under_a_limit_is_offered_elsewhere_only_when_it_is_back() {
+        let cluster = Cluster::default()
+            .agent("a2", 8)
+            .task("t0", |task| task.cpus(4).running("removed"))
+            .task("t1", |task| task.cpus(8));
+        let created = |cluster: Cluster| {
+            let writes = plan(cluster).writes.into_iter().map(|write| match write.action {
+                Action::AgentOffers { request, .. } => request.create.len(),
+                other => panic!("{other:?}"),
+            });
+            writes.sum::<usize>()
+        };
+        assert!(created(cluster.clone()) > 0);
+        assert_eq!(created(cluster.quota("q", "default").limit("q", 8)), 0);
     }
 
     #[test]

@@ -115,6 +115,12 @@ impl View {
         self.offered.keys()
     }
 
+    /// The agents that hold something and do not exist any more.
+    pub fn removed_agents(&self) -> impl Iterator<Item = &String> {
+        let named = self.offered.keys().chain(self.live.keys());
+        named.filter(|agent| !self.agents.contains_key(*agent))
+    }
+
     /// The presence lease of an agent.
     pub fn presence(&self, agent: &str) -> Option<&Arc<Lease>> {
         self.leases.get(&Id::new(names::NAMESPACE_AGENTS, agent))
