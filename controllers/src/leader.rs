@@ -2,8 +2,8 @@
 //!
 //! To create the lease is to win; to renew it is to stay; a standby waits in the watch for its deletion. Promises: a holder
 //! stops acting at two thirds of the time to live after it *sent* its last acknowledged renewal, by tokio's monotonic clock,
-//! so it stops before the store lets somebody else in; whatever still leaves it later is refused by its fence. What must never
-//! happen here: a decision by the wall clock, or a lease given back while a driver still runs.
+//! so it stops before the store lets somebody else in; whatever still leaves it later is refused by its fence, also when it leads again. What
+//! must never happen here: a decision by the wall clock, a lease given back while a driver still runs, or two terms with one fence.
 
 use std::time::Duration;
 
@@ -84,22 +84,23 @@ impl Candidate<'_> {
 
     async fn attempt(&self, lease: &Id) -> Result<Option<Fence>, Error> {
         let (namespace, name) = (&lease.namespace, &lease.name);
-        match self
-            .client
-            .create_ephemeral_lease(namespace, name, self.identity, self.ttl)
-            .await
-        {
-            Ok(fence) => Ok(Some(fence)),
-            Err(Error::AlreadyExists(_)) => {
-                // An earlier attempt may have won and its answer may have been lost.
-                let held = self.client.held_lease(namespace, name, self.identity).await?;
-                if let Some(fence) = &held {
-                    self.client.renew(fence).await?;
-                }
-                Ok(held)
+        for _ in 0..2 {
+            let created = self
+                .client
+                .create_ephemeral_lease(namespace, name, self.identity, self.ttl);
+            match created.await {
+                Ok(fence) => return Ok(Some(fence)),
+                Err(Error::AlreadyExists(_)) => {}
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
+            // An attempt that won may not have been answered, and a term may have ended without giving its lease back. What was sent in
+            // that term may still be on its way, so it is not gone on with: each term has a fence of its own.
+            let Some(fence) = self.client.held_lease(namespace, name, self.identity).await? else {
+                break;
+            };
+            self.client.release(&fence).await?;
         }
+        Ok(None)
     }
 
     async fn vacancy(&self, lease: &Id) {
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_win_whose_answer_was_lost_is_found_again() {
+    async fn a_win_whose_answer_was_lost_is_found_and_won_again() {
         let (client, keeper) = keeper();
         let feed = Feed::new();
         keeper.lock().expect("keeper").mute = true;
@@ -381,6 +382,25 @@ mod tests {
         let term = tokio::time::timeout(Duration::from_secs(1), again.campaign())
             .await
             .expect("it finds its lease");
-        assert_eq!(term.fence().revision, 1);
+        assert_eq!(term.fence().revision, 2, "each term has a fence of its own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_term_sent_that_could_not_give_its_lease_back_is_refused_in_the_next() {
+        let (client, keeper) = keeper();
+        let feed = Feed::new();
+        let first = candidate(&client, &feed, "first").campaign().await;
+        let fence = first.fence().clone();
+        keeper.lock().expect("keeper").mute = true;
+        // Not even the request arrives.
+        let held = keeper.lock().expect("keeper").held.clone();
+        first.release().await;
+        {
+            let mut state = keeper.lock().expect("keeper");
+            (state.held, state.mute) = (held, false);
+        }
+        let again = candidate(&client, &feed, "first").campaign().await;
+        assert!(again.fence().revision > fence.revision);
+        assert!(matches!(client.renew(&fence).await, Err(Error::Fenced(_))));
     }
 }
