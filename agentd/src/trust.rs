@@ -12,6 +12,12 @@ use serde::{Deserialize, Serialize};
 /// Annotation on an Agent by which an operator confirms what the store says now: the token in the message of the condition.
 pub const ANNOTATION_CONFIRMED: &str = "muster.dev/confirmed-store";
 
+/// The token in such a message.
+pub fn token_in(message: &str) -> Option<&str> {
+    let (_, rest) = message.split_once(&format!("{ANNOTATION_CONFIRMED}="))?;
+    rest.split([')', ' ', '`']).next().filter(|token| !token.is_empty())
+}
+
 /// What an agent remembers of its cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
@@ -111,8 +117,8 @@ impl Trust {
             (None, None) => "the API server was not as this agent knew it".to_owned(),
         };
         let message = format!(
-            "{what}. Nothing is started or stopped here. If what the server says now is to hold, confirm it: `kubectl annotate \
-             --overwrite agent NAME {ANNOTATION_CONFIRMED}={token}`; tasks that it does not know are then stopped"
+            "{what}. Nothing is started or stopped here. If what the server says now is to hold, confirm it: `mctl agent confirm NAME` \
+             (or annotate the Agent with {ANNOTATION_CONFIRMED}={token}); tasks that it does not know are then stopped"
         );
         Some(Quarantine { token, message })
     }
@@ -175,7 +181,9 @@ mod tests {
         assert!(trust.quarantine().is_some_and(|it| it.message.contains("revision 40")));
         trust.reached(500);
         assert_eq!(trust.known().highest, 100, "what is seen in quarantine does not count");
-        assert!(Trust::new(trust.known().clone()).quarantine().is_some());
+        let again = Trust::new(trust.known().clone()).quarantine();
+        assert_eq!(again.as_ref().and_then(|it| token_in(&it.message)), Some("t"));
+        assert_eq!(token_in("nothing to confirm"), None);
     }
 
     #[test]

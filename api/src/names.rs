@@ -47,6 +47,10 @@ pub const USER_CONTROLLERS: &str = "system:muster:controllers";
 pub const ANNOTATION_MACHINE: &str = "muster.dev/machine";
 /// Annotation on a server's presence lease, `server-NAME` in [`NAMESPACE_SYSTEM`]: its addresses, `HOST:PORT,HOST:PORT`.
 pub const ANNOTATION_ENDPOINTS: &str = "muster.dev/endpoints";
+/// The ConfigMap in [`NAMESPACE_SYSTEM`] whose data says since when the certificates of which agents count no longer.
+pub const CONFIG_MAP_REVOKED: &str = "revoked-agents";
+/// Annotation on a server's presence lease: its version.
+pub const ANNOTATION_VERSION: &str = "muster.dev/version";
 /// What the names of servers' presence leases begin with.
 pub const LEASE_SERVER_PREFIX: &str = "server-";
 

@@ -14,7 +14,7 @@ use crate::state::{StartError, cluster_uid};
 use crate::tls::hex;
 
 /// The file of the data directory that says which cluster it is of.
-const FILE: &str = "cluster";
+pub const FILE: &str = "cluster";
 
 /// Why the store and the directory do not go together.
 #[derive(Debug, thiserror::Error)]

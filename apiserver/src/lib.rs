@@ -32,6 +32,7 @@ mod presence;
 pub mod registry;
 pub mod resource;
 pub mod restore;
+mod revoked;
 pub mod routes;
 pub mod schema;
 pub mod selector;

@@ -258,6 +258,44 @@ async fn a_certificate_is_renewed_by_whoever_shows_it_while_it_lasts() {
 }
 
 #[tokio::test]
+async fn a_revoked_agent_is_refused_until_it_joins_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(&directory, Arc::new(MemoryStore::new())).await;
+    let end = server.env.now() + jiff::SignedDuration::from_hours(1);
+    let agents = "/apis/muster.dev/v1/agents";
+    let (one, other) = (
+        server.certified(User::agent("a1"), end),
+        server.certified(User::agent("a2"), end),
+    );
+    one.clone().get(agents).await.expect(200);
+    server.env.advance(1);
+    let list = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "revoked-agents", "namespace": "muster-system"},
+        "data": {"a1": server.env.now().to_string(), "a3": "no time"},
+    });
+    let maps = "/api/v1/namespaces/muster-system/configmaps";
+    server.jo().post(maps, &list).await.expect(403);
+    one.clone().post(maps, &list).await.expect(403);
+    server.admin().post(maps, &list).await.expect(201);
+    let refused = one.clone().get(agents).await.expect(401);
+    assert!(
+        refused.message().contains("mctl token create --agent a1"),
+        "{}",
+        refused.message()
+    );
+    one.post("/muster/v1/renew", &json!({"csr": csr()})).await.expect(401);
+    server.agent("a1").get(agents).await.expect(401);
+    other.get(agents).await.expect(200);
+    server.agent("a2").get(agents).await.expect(200);
+    server.certified(User::agent("a3"), end).get(agents).await.expect(401);
+    server.env.advance(1);
+    let token = token(&server, json!({"name": "a1"})).await;
+    join(&server, &token, "a1", &csr()).await.expect(200);
+    // What it was given then is younger than the revocation.
+    server.certified(User::agent("a1"), end).get(agents).await.expect(200);
+}
+
+#[tokio::test]
 async fn only_masters_see_and_make_tokens() {
     let directory = tempfile::tempdir().unwrap();
     let server = server(&directory, Arc::new(MemoryStore::new())).await;

@@ -84,6 +84,8 @@ pub async fn run(client: Client, env: Arc<dyn Env>, config: Config, cancel: Canc
     config.lease_ttl = Duration::from_secs(config.lease_ttl.as_secs().max(1));
     let feed = Feed::new();
     let watching = CancellationToken::new();
+    // Also when this future is dropped: nobody else would end the feed.
+    let _end = watching.clone().drop_guard();
     let mut feeding = tokio::spawn({
         let (feed, client, watching) = (feed.clone(), client.clone(), watching.clone());
         async move { feed.run(&client, &watching).await }

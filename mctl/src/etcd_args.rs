@@ -71,9 +71,22 @@ impl EtcdArgs {
         })
     }
 
+    /// Opens the store of whatever cluster it is; `make`: if there is none, one is made.
+    pub async fn open_or_make(&self, make: bool) -> Outcome<Arc<EtcdStore>> {
+        self.opened(EtcdConfig {
+            create: make,
+            ..self.config(None)?
+        })
+        .await
+    }
+
     /// Opens the store. See [`config`](EtcdArgs::config).
     pub async fn open(&self, expect_uid: Option<u128>) -> Outcome<Arc<EtcdStore>> {
-        let opened = EtcdStore::open(self.config(expect_uid)?).await;
+        self.opened(self.config(expect_uid)?).await
+    }
+
+    async fn opened(&self, config: EtcdConfig) -> Outcome<Arc<EtcdStore>> {
+        let opened = EtcdStore::open(config).await;
         opened
             .map(Arc::new)
             .map_err(|error| Failure::new(format!("the store at {}: {error}", self.endpoints.join(","))))

@@ -50,7 +50,9 @@ pub fn main() -> ExitCode {
         Command::Image(command) => commands::image::run(command, &mut terminal),
         Command::Dev(args) => cluster().and_then(|runtime| runtime.block_on(dev::dev(*args, &mut terminal))),
         Command::Server(args) => cluster().and_then(|runtime| runtime.block_on(dev::server(*args, &mut terminal))),
-        Command::Agent(args) => cluster().and_then(|runtime| runtime.block_on(dev::agent(*args, &mut terminal))),
+        Command::Agent(args) if args.command.is_none() => {
+            cluster().and_then(|runtime| runtime.block_on(dev::agent(*args, &cli.global.servers, &mut terminal)))
+        }
         Command::Backup(command) => {
             cluster().and_then(|runtime| runtime.block_on(commands::backup::run(command, &mut terminal)))
         }
@@ -107,11 +109,13 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Uncordon(args) => commands::cordon::run(session, &args, false, SystemEnv.now(), terminal).await,
         Command::Gone(args) => commands::gone::run(session, args, SystemEnv.now(), terminal).await,
         Command::Events(args) => commands::events::run(session, args, terminal).await,
+        Command::Agent(args) => match args.command {
+            Some(command) => commands::agent::run(session, command, SystemEnv.now(), terminal).await,
+            None => Err(Failure::new("this build has no cluster in it")),
+        },
         Command::Token(command) => commands::token::run(session, command, terminal).await,
         Command::ApiResources(args) => commands::api_resources::run(session, args, terminal).await,
-        Command::Dev(_) | Command::Server(_) | Command::Agent(_) => {
-            Err(Failure::new("this build has no cluster in it"))
-        }
+        Command::Dev(_) | Command::Server(_) => Err(Failure::new("this build has no cluster in it")),
         Command::Backup(_)
         | Command::Store(_)
         | Command::Completion(_)

@@ -68,8 +68,7 @@ async fn switched_to(other: &Cluster, cluster: &Cluster, machine: &FakeRuntime) 
 }
 
 async fn confirm(cluster: &Cluster, message: &str) {
-    let (_, rest) = message.split_once("confirmed-store=").expect("it says how to go on");
-    let token = rest.split('`').next().expect("text");
+    let token = muster_agentd::trust::token_in(message).expect("it says how to go on");
     let patch = json!({ "metadata": { "annotations": { "muster.dev/confirmed-store": token } } });
     cluster
         .admin
@@ -103,7 +102,7 @@ async fn another_cluster_behind_the_address_stops_nothing_until_an_operator_conf
         .conditions;
     assert_eq!((ready[0].type_.as_str(), ready[0].status.as_str()), ("Ready", "False"));
     // A word about something else does not count.
-    confirm(&other, "confirmed-store=another`").await;
+    confirm(&other, "muster.dev/confirmed-store=another").await;
     sleep(Duration::from_secs(120)).await;
     assert_eq!(running(&machine).await, 2);
     let message = condition(&other, "StoreRegressed").await.expect("it says so");

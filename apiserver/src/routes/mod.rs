@@ -31,6 +31,7 @@ use muster_api::names;
 use crate::auth::{self, Attributes, User};
 use crate::error::{ApiError, Result};
 use crate::params::Query;
+use crate::revoked;
 use crate::state::State;
 use crate::tls::Peer;
 use path::{Path, Target};
@@ -108,11 +109,14 @@ fn authenticate(state: &State, parts: &Parts) -> Result<User> {
         .extensions
         .get::<Peer>()
         .and_then(|peer| peer.certificate.as_ref());
-    match shown.filter(|_| token.is_none()) {
-        Some(shown) if state.env.now() < shown.not_after => Ok(shown.user.clone()),
-        Some(_) => Err(ApiError::unauthorized()),
-        None => state.authenticator.authenticate(token),
-    }
+    let shown = shown.filter(|_| token.is_none());
+    let user = match shown {
+        Some(shown) if state.env.now() < shown.not_after => shown.user.clone(),
+        Some(_) => return Err(ApiError::unauthorized()),
+        None => state.authenticator.authenticate(token)?,
+    };
+    revoked::check(state, &user, shown)?;
+    Ok(user)
 }
 
 async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body) -> Result<Response> {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::pki::SKEW;
 use crate::auth::User;
 
 /// The other side of a connection; an extension of every request that came over one.
@@ -22,6 +23,8 @@ pub struct Peer {
 pub struct Certified {
     /// Who.
     pub user: User,
+    /// When it was made.
+    pub issued_at: Timestamp,
     /// Until when. A connection may outlast the certificate that it was opened with.
     pub not_after: Timestamp,
 }
@@ -45,6 +48,7 @@ impl Certified {
                 name: name.to_owned(),
                 groups: groups.ok()?,
             },
+            issued_at: Timestamp::from_second(certificate.validity().not_before.timestamp()).ok()? + SKEW,
             not_after: Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?,
         })
     }

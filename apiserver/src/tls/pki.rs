@@ -30,7 +30,7 @@ const SERVER_LIFE: SignedDuration = SignedDuration::from_hours(24 * 30);
 /// How long the certificates of agents last, unless it is said otherwise.
 pub const AGENT_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Certificates begin to be valid so long before they are made, because clocks differ.
-const SKEW: SignedDuration = SignedDuration::from_mins(10);
+pub(super) const SKEW: SignedDuration = SignedDuration::from_mins(10);
 
 /// A certificate with its private key, both as PEM.
 #[derive(Clone)]

@@ -170,7 +170,12 @@ impl Server {
 
     /// Somebody who shows a certificate instead of a token.
     pub fn certified(&self, user: User, not_after: Timestamp) -> Client<'_> {
-        let certificate = Some(Certified { user, not_after });
+        let issued_at = self.env.now();
+        let certificate = Some(Certified {
+            user,
+            issued_at,
+            not_after,
+        });
         let address = "10.0.0.1:1".parse().unwrap();
         Client {
             peer: Some(Peer { address, certificate }),

@@ -54,8 +54,9 @@ fn s11_etcd_leader_killed_under_accept_load() {
             "a write was taken {:?} after the leader of etcd was killed",
             killed.elapsed()
         );
+        // Half of it, when the machine is not busy; what was under way is not given up before 5 s.
         ensure!(
-            killed.elapsed() < Duration::from_secs(20),
+            killed.elapsed() < Duration::from_secs(5),
             "writes are back after {:?}",
             killed.elapsed()
         );
@@ -108,10 +109,14 @@ fn s13_two_of_three_members_down() {
             matches!(answer, Err(Error::Retryable { .. } | Error::Timeout(_))),
             "without a quorum: {answer:?}"
         );
-        lasting(Duration::from_secs(20)).await;
+        // Four times as long as an agent's presence lasts without a word.
+        lasting(Duration::from_secs(60)).await;
         world.start_member("e1", "existing")?;
         world.start_member("e2", "existing")?;
+        world.etcd_leader(&ALL).await?;
+        let back = Instant::now();
         world.mark("quorum").await?;
+        println!("writes are back {:?} after etcd has a leader", back.elapsed());
         world.run("again", "true").await?;
         world.until_phase("again", 1, Phase::Finished).await?;
         let stays: Task = world.client.get(Some("default"), "stays").await?;
@@ -121,7 +126,10 @@ fn s13_two_of_three_members_down() {
                 .until_reachability(&agent, muster_api::v1::Reachability::Reachable)
                 .await?;
         }
-        println!("{} losses within {:?}", losses(world, down), down.elapsed());
+        ensure!(
+            losses(world, down) == 0,
+            "nobody is given up because nobody could write"
+        );
         Ok(())
     });
 }
@@ -317,7 +325,7 @@ fn s23_another_cluster_where_ones_own_should_be() {
         let ended = world.process("s3/server").wait()?;
         ensure!(!ended.success(), "it serves an empty store as if it were its own");
         let keys = world.etcdctl(&["e1"], &["get", "/empty/", "--prefix", "--keys-only"])?;
-        ensure!(!keys.contains("objects/"), "and has written into it: {keys}");
+        ensure!(keys.trim().is_empty(), "and has written into it: {keys}");
         world.start_server("s3")?;
         world.until_answers("s3").await?;
         world.run("after", "true").await?;

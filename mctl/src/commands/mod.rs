@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod agent;
 pub mod agents;
 pub mod api_resources;
 pub mod apply;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use muster_agentd::devices::GpuChoice;
 use muster_api::duration::Span;
 use muster_api::join::JoinToken;
@@ -13,6 +13,9 @@ use muster_api::quantity::{ByteSize, Scalar};
 
 pub use super::invitation::Join;
 use crate::etcd_args::EtcdArgs;
+
+/// How long a server leads without renewal, unless it is said.
+pub const LEASE_TTL: &str = "3s";
 
 /// How agents run tasks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -102,14 +105,38 @@ pub struct ServerArgs {
         requires = "endpoints"
     )]
     pub join: Option<JoinToken>,
+    /// How long this server leads without renewal, if it leads: whole seconds. A server that is gone is followed by another after so long.
+    #[arg(long, value_name = "SPAN", default_value = LEASE_TTL)]
+    pub lease_ttl: Span,
     /// How long the certificates of agents last; they are renewed when two thirds are over.
     #[arg(long, value_name = "SPAN", default_value = "7d")]
     pub agent_certificates: Span,
 }
 
+/// What can be said about an agent, from anywhere.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Tell an agent in quarantine that what the API server says now is to hold (see its condition StoreRegressed).
+    Confirm {
+        /// The agent.
+        #[arg(value_name = "AGENT")]
+        agent: String,
+    },
+    /// Let an agent in no longer: its certificate counts no more, and it is deleted. Its machine can join again with a new token.
+    Revoke {
+        /// The agent.
+        #[arg(value_name = "AGENT")]
+        agent: String,
+    },
+}
+
 /// `mctl agent`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct AgentArgs {
+    /// Say something about an agent, instead of starting one.
+    #[command(subcommand)]
+    pub command: Option<AgentCommand>,
     /// The token that lets this machine join (`mctl token create`; not looked at once it has joined), or a directory made by
     /// `mctl server --agent NAME`.
     #[arg(long, value_name = "TOKEN", env = "MUSTER_JOIN", hide_env_values = true)]

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
+use muster_api::duration::Span;
 use muster_api::env::{Env as _, SystemEnv};
 use muster_apiserver::auth::{Tokens, User};
 use muster_apiserver::kubeconfig::Access;
@@ -34,7 +35,10 @@ pub(super) fn because(what: &str, error: &dyn std::error::Error) -> Failure {
 
 impl ControlPlane {
     /// Starts it; it answers when this returns.
-    pub(super) async fn start(store: Arc<dyn Store>, options: Options) -> Outcome<ControlPlane> {
+    pub(super) async fn start(store: Arc<dyn Store>, options: Options, lease_ttl: Span) -> Outcome<ControlPlane> {
+        if lease_ttl.millis() < 1_000 || !lease_ttl.millis().is_multiple_of(1_000) {
+            return Err(Failure::new("--lease-ttl: write whole seconds, at least 1s"));
+        }
         let server_stop = CancellationToken::new();
         let started = launch::start(&options, store, Arc::new(SystemEnv), server_stop.clone()).await;
         let server = started.map_err(|error| refused(&options, &error))?;
@@ -43,6 +47,7 @@ impl ControlPlane {
         let config = muster_controllers::Config {
             // Other servers find the leader's by its name.
             identity: format!("{}/{}", server.state.membership.name, SystemEnv.uid()),
+            lease_ttl: lease_ttl.duration(),
             ..muster_controllers::Config::default()
         };
         let controllers = tokio::spawn(muster_controllers::run(

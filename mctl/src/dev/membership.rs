@@ -96,7 +96,8 @@ impl Membership {
         }
     }
 
-    fn save(&self, directory: &Path) -> Outcome<()> {
+    /// Keeps it.
+    pub(super) fn save(&self, directory: &Path) -> Outcome<()> {
         let path = file(directory);
         let text = serde_json::to_string_pretty(self).expect("a membership is plain data");
         let written = files::write_private(&path, text.as_bytes());

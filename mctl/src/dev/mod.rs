@@ -9,6 +9,7 @@ mod control;
 pub(crate) mod directory;
 mod invitation;
 mod membership;
+mod notify;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -79,7 +80,8 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
         listen: vec![args.listen],
         ..Options::default()
     };
-    let mut control = ControlPlane::start(control::embedded(&directory).await?, options).await?;
+    let ttl = args::LEASE_TTL.parse().expect("the constant is a span");
+    let mut control = ControlPlane::start(control::embedded(&directory).await?, options, ttl).await?;
     let shared = if args.no_context {
         None
     } else {
@@ -306,7 +308,7 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
         }
     }
     let store = store(&args, &directory).await?;
-    let mut control = ControlPlane::start(store, options).await?;
+    let mut control = ControlPlane::start(store, options, args.lease_ttl).await?;
     for agent in &args.agents {
         let path = invitation::write(&control, &directory, agent, args.advertise.first())?;
         say(terminal, format!("agent       mctl agent --join {}", path.display()));
@@ -317,6 +319,7 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
         terminal,
         format!("use it with --kubeconfig {}", directory.join("kubeconfig").display()),
     );
+    notify::ready();
     let ended = serve_on(&stop, &mut control, &mut JoinSet::new()).await;
     control.stop().await;
     ended.map(|()| Exit::Done)
@@ -325,7 +328,9 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
 /// The store that is wanted. One that is not of the directory's cluster is refused when the server starts.
 async fn store(args: &ServerArgs, directory: &Directory) -> Outcome<Arc<dyn Store>> {
     if args.etcd.is_given() {
-        Ok(args.etcd.open(None).await?)
+        // A directory that is of a cluster already must not make another one, however empty the place is that it is shown.
+        let of_a_cluster = directory.join(muster_apiserver::cluster::FILE).exists();
+        Ok(args.etcd.open_or_make(!of_a_cluster).await?)
     } else {
         control::embedded(directory).await
     }
@@ -340,7 +345,7 @@ pub fn default_data_dir() -> Outcome<PathBuf> {
 }
 
 /// `mctl agent`.
-pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
+pub async fn agent(args: AgentArgs, servers: &[String], terminal: &mut Terminal) -> Outcome {
     let stop = stop_on_signals()?;
     let directory = args
         .data_dir
@@ -365,7 +370,11 @@ pub async fn agent(args: AgentArgs, terminal: &mut Terminal) -> Outcome {
         say(terminal, format!("agent       {}: {}", invited.name, capacity(&agent)));
         return agent.run(invited.client, stop).await.map(|()| Exit::Done);
     }
-    let membership = membership(&args, &directory, &claim, terminal).await?;
+    let mut membership = membership(&args, &directory, &claim, terminal).await?;
+    if !servers.is_empty() {
+        membership.endpoints = servers.to_vec();
+        membership.save(&directory)?;
+    }
     let name = membership.name.clone();
     let (listen, host) = reached(&args, &membership);
     let keeper = Keeper::new(&directory, membership)?;
