@@ -260,6 +260,8 @@ pub struct Server {
     pub name: String,
     /// `HOST:PORT` of each way to it.
     pub endpoints: Vec<String>,
+    /// Its version, such as `0.1.0`; empty of one that does not say.
+    pub version: String,
 }
 
 #[cfg(test)]

@@ -89,6 +89,7 @@ pub(crate) fn servers(state: &State) -> Vec<Server> {
         found.push(Server {
             name: own.name.clone(),
             endpoints: own.endpoints().to_vec(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         });
     }
     let Some(kind) = state.resources.stored("leases.coordination.k8s.io") else {
@@ -106,6 +107,10 @@ pub(crate) fn servers(state: &State) -> Vec<Server> {
             found.push(Server {
                 name: name.to_owned(),
                 endpoints,
+                version: json["metadata"]["annotations"][names::ANNOTATION_VERSION]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
             });
         }
     }

@@ -94,6 +94,7 @@ async fn appear(state: &Arc<State>, instance: &str) -> Result<Option<LeaseId>, A
             "annotations": {
                 names::ANNOTATION_EPHEMERAL: "true",
                 names::ANNOTATION_ENDPOINTS: state.membership.endpoints().join(","),
+                names::ANNOTATION_VERSION: env!("CARGO_PKG_VERSION"),
             },
         },
         "spec": {"holderIdentity": instance, "leaseDurationSeconds": TTL_SECONDS},

@@ -155,6 +155,16 @@ impl Lab {
         Ok(())
     }
 
+    /// Takes such a cut back.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn mend(&self, from: &str, to: &str) -> Result<()> {
+        let source = self.host(from).address;
+        self.host(to)
+            .filter(&["-D", "INPUT", "-s", &source.to_string(), "-j", "DROP"])
+    }
+
     /// Takes all cuts of all hosts back, and says how many packets they have held up.
     ///
     /// # Errors
@@ -446,23 +456,26 @@ fn sweep() {
     }
 }
 
-/// Removes the control groups of the agents that kept their data in a host's directory. They are named after the hash (FNV-1a) of the
-/// runtime's directory; the kernel refuses to remove one that something is in.
+/// Removes the control groups of the agents that kept their data in a host's directory.
 fn remove_control_groups(directory: &Path) {
     let agents = fs::read_dir(directory).into_iter().flatten().flatten();
-    for runtime in agents
+    agents
         .map(|entry| entry.path().join("runtime"))
         .filter(|path| path.exists())
-    {
-        let bytes = runtime.as_os_str().as_encoded_bytes();
-        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-        });
-        for tree in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove_tree(&tree.path().join("muster").join(format!("{hash:016x}")));
-        }
-        remove_tree(&Path::new("/sys/fs/cgroup/muster").join(format!("{hash:016x}")));
+        .for_each(|runtime| remove_control_groups_of(&runtime));
+}
+
+/// Removes the control groups of a runtime. They are named after the hash (FNV-1a) of its directory; the kernel refuses to remove one
+/// that something is in.
+pub fn remove_control_groups_of(runtime: &Path) {
+    let bytes = runtime.as_os_str().as_encoded_bytes();
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    for tree in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        remove_tree(&tree.path().join("muster").join(format!("{hash:016x}")));
     }
+    remove_tree(&Path::new("/sys/fs/cgroup/muster").join(format!("{hash:016x}")));
 }
 
 fn remove_tree(group: &Path) {

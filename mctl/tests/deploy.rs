@@ -46,12 +46,16 @@ fn typed(line: &str) {
 fn the_units_start_what_there_is() {
     for (unit, environment) in [
         ("muster-server.service", "server.env"),
+        ("muster-server.service", "server-etcd.env"),
         ("muster-agent.service", "agent.env"),
     ] {
         let (unit, environment) = (settings(&read(unit)), settings(&read(environment)));
         let mut line = unit["ExecStart"].clone();
         for (name, value) in &environment {
-            line = line.replace(&format!("${{{name}}}"), value);
+            // The first as one word, the second as so many as there are in it.
+            line = line
+                .replace(&format!("${{{name}}}"), value)
+                .replace(&format!("${name}"), value);
         }
         assert!(!line.contains('$'), "{line}");
         typed(line.strip_prefix("/usr/local/bin/").expect("an absolute path"));
@@ -85,18 +89,18 @@ fn tasks_outlive_their_agent_and_servers_have_time_to_end() {
 
 #[test]
 fn every_command_of_the_guide_can_be_typed() {
-    let text = read("README.md");
+    let text: &'static str = read("README.md").leak();
     let blocks = text
         .split("```")
         .skip(1)
         .step_by(2)
-        .filter_map(|block| block.strip_prefix("sh\n"));
-    let lines: Vec<&str> = blocks.flat_map(str::lines).collect();
-    // Not that of `systemctl`.
+        .filter_map(|block| block.strip_prefix("sh "));
+    // Without the hosts, and what a shell does with the output.
+    let lines = blocks.flat_map(|block| block.lines().skip(1));
+    let words = |line: &'static str| line.split(" > ").next().unwrap_or(line);
     let commands: Vec<&str> = lines
-        .iter()
-        .filter(|line| !line.starts_with("systemctl"))
-        .filter_map(|line| line.find("mctl ").map(|at| &line[at..]))
+        .map(|line| words(line.trim_start_matches("runuser -u muster -- ")))
+        .filter(|line| line.starts_with("mctl "))
         .collect();
     assert!(commands.len() >= 8, "{commands:?}");
     commands.into_iter().for_each(typed);
