@@ -229,13 +229,18 @@ impl Fleet {
 
     /// A token with which one machine can join.
     fn token(&self, args: &[&str]) -> Result<String> {
+        let printed = self.mctl(&[&["token", "create"], args].concat())?;
+        Ok(printed.trim().to_owned())
+    }
+
+    /// Runs mctl to its end, as an administrator.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub fn mctl(&self, args: &[&str]) -> Result<String> {
         let kubeconfig = format!("--kubeconfig={}", self.kubeconfig().display());
         let mut command = Command::new(mctl_binary());
-        let printed = run(
-            command.args(["token", "create", &kubeconfig]).args(args),
-            "nothing more",
-        )?;
-        Ok(printed.trim().to_owned())
+        run(command.arg(kubeconfig).args(args), "nothing more")
     }
 
     /// The administrator's configuration.

@@ -8,9 +8,11 @@
 
 mod agents;
 mod controllers;
+mod disks;
 mod etcd;
 mod network;
 mod offers;
+mod restored;
 mod server;
 mod servers;
 mod story;

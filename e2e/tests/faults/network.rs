@@ -171,6 +171,36 @@ fn s49_flapping_link() {
 }
 
 #[test]
+fn s48_links_cut_one_by_one_and_mended_in_another_order() {
+    let shape = Shape {
+        agents: 10,
+        cpus: 4,
+        ..Shape::default()
+    };
+    scenario(shape, async |world| {
+        let tasks = gated(world, 10).await?;
+        let agents = world.agents();
+        for agent in &agents {
+            world.lab.partition(&[agent], &["s1"])?;
+            lasting(Duration::from_secs(2)).await;
+        }
+        // The first has been away for longer than its presence lasts, the last has not; nothing may be made of that.
+        world.until_reachability("a1", Reachability::Unknown).await?;
+        for turn in 0..agents.len() {
+            let agent = &agents[(turn * 7 + 3) % agents.len()];
+            world.lab.mend(agent, "s1")?;
+            lasting(Duration::from_millis(500)).await;
+            world.lab.mend("s1", agent)?;
+        }
+        ensure!(
+            world.tape.tasks().iter().all(|task| task.phase() == Phase::Running),
+            "phases only say what was proved"
+        );
+        goes_on(world, &tasks).await
+    });
+}
+
+#[test]
 fn s50_a_quarter_of_all_packets_lost() {
     scenario(
         Shape {
