@@ -4,7 +4,9 @@ mod config;
 
 use clap::Parser as _;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    config::Args::parse().run().await
+fn main() -> anyhow::Result<()> {
+    let args = config::Args::parse();
+    muster_apiserver::allocator::keep_small();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(args.run())
 }

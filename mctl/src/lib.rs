@@ -70,6 +70,7 @@ fn runtime() -> Outcome<tokio::runtime::Runtime> {
 
 /// Two threads are enough for a cluster on one machine: the work is waiting.
 fn cluster() -> Outcome<tokio::runtime::Runtime> {
+    muster_apiserver::allocator::keep_small();
     Ok(tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
