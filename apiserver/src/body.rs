@@ -109,15 +109,42 @@ pub fn object(content_type: ContentType, bytes: &[u8]) -> Result<Decoded> {
     }
 }
 
-/// Reads YAML. A key that is there twice is an error of the format.
+/// Reads YAML.
 pub fn yaml(bytes: &[u8]) -> Result<Decoded> {
-    let value: Value = serde_yaml::from_slice(bytes)
-        .map_err(|error| ApiError::bad_request(format!("the body is not YAML: {error}")))?;
-    check_value_depth(&value, limits::JSON_DEPTH)?;
-    Ok(Decoded {
-        value,
-        duplicates: Vec::new(),
-    })
+    let reader = serde_yaml::Deserializer::from_slice(bytes);
+    let decoded = decode(reader).map_err(|error| ApiError::bad_request(format!("the body is not YAML: {error}")))?;
+    check_value_depth(&decoded.value, limits::JSON_DEPTH)?;
+    Ok(decoded)
+}
+
+/// Reads a value, and which keys are there more than once.
+fn decode<'de, D: Deserializer<'de>>(reader: D) -> Result<Decoded, D::Error> {
+    let (mut path, mut duplicates) = (String::new(), Vec::new());
+    let node = Node {
+        path: &mut path,
+        duplicates: &mut duplicates,
+    };
+    let value = node.deserialize(reader)?;
+    Ok(Decoded { value, duplicates })
+}
+
+/// Reads what is applied: YAML, of which JSON is a part; nothing may be there twice.
+pub fn applied(bytes: &[u8]) -> Result<Decoded> {
+    let is_json = bytes.trim_ascii_start().starts_with(b"{");
+    let decoded = if is_json { json(bytes) } else { yaml(bytes) };
+    let decoded = decoded.map_err(|mut error| {
+        error.message = format!("error decoding YAML: {}", error.message);
+        error
+    })?;
+    if let Some(path) = decoded.duplicates.first() {
+        let message = format!("error decoding YAML: the key {path} is there more than once");
+        return Err(ApiError::bad_request(message));
+    }
+    if decoded.value.is_object() {
+        Ok(decoded)
+    } else {
+        Err(ApiError::bad_request("error decoding YAML: the body must be an object"))
+    }
 }
 
 fn check_value_depth(value: &Value, left: usize) -> Result<()> {
@@ -139,17 +166,9 @@ fn too_deep() -> ApiError {
 pub fn json(bytes: &[u8]) -> Result<Decoded> {
     check_depth(bytes)?;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let mut duplicates = Vec::new();
-    let mut path = String::new();
-    let seed = Node {
-        path: &mut path,
-        duplicates: &mut duplicates,
-    };
-    let value = seed
-        .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
-    Ok(Decoded { value, duplicates })
+    decode(&mut reader)
+        .and_then(|decoded| reader.end().map(|()| decoded))
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))
 }
 
 /// Counts brackets outside of strings, before a parser recurses into them.
@@ -281,6 +300,26 @@ mod tests {
         let decoded = json(text).expect("JSON");
         assert_eq!(decoded.duplicates, ["spec.env[0].name", "spec.b"]);
         assert_eq!(decoded.value, json!({"a": 1, "spec": {"env": [{"name": "y"}], "b": 3}}));
+    }
+
+    #[test]
+    fn what_is_applied_has_each_key_once() {
+        let yaml = yaml(b"a: {b: 1, b: 2}\nc: [~]\n").expect("YAML");
+        assert_eq!(
+            (yaml.duplicates, yaml.value),
+            (vec!["a.b".to_owned()], json!({"a": {"b": 2}, "c": [null]}))
+        );
+        for body in [
+            &b"a: 1\na: 2"[..],
+            b"{\"a\": 1, \"a\": 2}",
+            b"a: 1\n---\nb: 1",
+            b"[1]",
+            b"",
+        ] {
+            let error = applied(body).expect_err("refused");
+            assert!(error.message.starts_with("error decoding YAML: "), "{}", error.message);
+        }
+        assert_eq!(applied(b" {\"a\": 1}").expect("JSON").value, json!({"a": 1}));
     }
 
     #[test]

@@ -182,6 +182,11 @@ impl ApiError {
         ApiError::conflict(resource, name, why)
     }
 
+    /// 409: somebody else owns what is applied.
+    pub fn apply_conflict(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::CONFLICT, "Conflict", message)
+    }
+
     /// 409: the phase of a task cannot change so, or not by this writer.
     pub fn invalid_transition(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::CONFLICT, "InvalidTransition", message)

@@ -64,7 +64,42 @@ pub fn resources() -> Vec<Resource> {
 
 /// The schema of `metadata`, which is the same for every kind.
 pub fn metadata_schema() -> Value {
+    let mut schema = metadata_rules();
+    let lists = [
+        ("finalizers", merge_set()),
+        ("ownerReferences", merge_by("uid")),
+        ("managedFields", serde_json::json!({"x-kubernetes-list-type": "atomic"})),
+    ];
+    for (field, how) in lists {
+        extend(&mut schema["properties"][field], how);
+    }
+    schema
+}
+
+/// What metadata is held against: as published, but that doubles in lists are let be, as Kubernetes does.
+pub(crate) fn metadata_rules() -> Value {
     schema_of::<ObjectMeta>()
+}
+
+/// Says how a list of Kubernetes' kinds is merged, which their types do not.
+fn extend(schema: &mut Value, how: Value) {
+    let (Some(schema), Value::Object(how)) = (schema.as_object_mut(), how) else {
+        unreachable!("the field is in the type, and is described by an object");
+    };
+    schema.extend(how);
+}
+
+fn merge_set() -> Value {
+    serde_json::json!({"x-kubernetes-list-type": "set", "x-kubernetes-patch-strategy": "merge"})
+}
+
+fn merge_by(key: &str) -> Value {
+    serde_json::json!({
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": [key],
+        "x-kubernetes-patch-strategy": "merge",
+        "x-kubernetes-patch-merge-key": key,
+    })
 }
 
 /// A kind of Muster's own, as its type describes it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, header};
 use muster_store::Revision;
 use serde_json::Value;
 
@@ -102,12 +103,42 @@ pub enum FieldValidation {
 }
 
 /// How a write is to be done.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct WriteParams {
     /// Everything but the write itself.
     pub dry_run: bool,
     /// See there.
     pub validation: FieldValidation,
+    /// Who writes: as it says itself, or the name of the program.
+    pub manager: String,
+    /// Whether who applies takes what others own.
+    pub force: bool,
+}
+
+/// Who writes when nobody else does.
+pub const MANAGER: &str = "muster-apiserver";
+
+impl Default for WriteParams {
+    fn default() -> WriteParams {
+        WriteParams {
+            dry_run: false,
+            validation: FieldValidation::default(),
+            manager: MANAGER.to_owned(),
+            force: false,
+        }
+    }
+}
+
+/// Who writes when nobody says so.
+pub const UNKNOWN: &str = "unknown";
+
+/// The program that sent a request, as its `User-Agent` says before the version.
+fn program(headers: &HeaderMap) -> String {
+    let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let name = agent.unwrap_or_default().split('/').next().unwrap_or_default();
+    let printable = name.chars().filter(|character| !character.is_control());
+    let name: String = printable.take(limits::FIELD_MANAGER_CHARS).collect();
+    if name.is_empty() { UNKNOWN.to_owned() } else { name }
 }
 
 fn invalid_option(kind: &str, field: &str, message: String) -> ApiError {
@@ -115,6 +146,12 @@ fn invalid_option(kind: &str, field: &str, message: String) -> ApiError {
     let mut error = ApiError::unprocessable(text).cause("FieldValueInvalid", message, field);
     error.details.group = "meta.k8s.io".to_owned();
     error.details.kind = kind.to_owned();
+    error
+}
+
+fn forbidden_option(kind: &str, field: &str, message: &str) -> ApiError {
+    let mut error = invalid_option(kind, field, message.to_owned());
+    error.details.causes[0].reason = "FieldValueForbidden".to_owned();
     error
 }
 
@@ -135,7 +172,29 @@ fn dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool
 
 impl WriteParams {
     /// Reads the parameters of a create, update or patch.
-    pub fn new(query: &Query, kind: &str) -> Result<WriteParams> {
+    pub fn new(query: &Query, headers: &HeaderMap, kind: &str) -> Result<WriteParams> {
+        if query.raw("force").is_some() {
+            let message = "Forbidden: may not be specified for non-apply patch";
+            return Err(forbidden_option(kind, "force", message));
+        }
+        WriteParams::read(query, headers, kind)
+    }
+
+    /// Reads the parameters of an apply patch.
+    pub fn for_apply(query: &Query, headers: &HeaderMap) -> Result<WriteParams> {
+        const KIND: &str = "PatchOptions";
+        if query.get("fieldManager").is_none() {
+            let message = "Required value: is required for apply patch".to_owned();
+            let mut error = invalid_option(KIND, "fieldManager", message);
+            error.details.causes[0].reason = "FieldValueRequired".to_owned();
+            return Err(error);
+        }
+        let force = query.flag("force")?;
+        let params = WriteParams::read(query, headers, KIND)?;
+        Ok(WriteParams { force, ..params })
+    }
+
+    fn read(query: &Query, headers: &HeaderMap, kind: &str) -> Result<WriteParams> {
         let validation = match query.get("fieldValidation") {
             None | Some("Warn") => FieldValidation::Warn,
             Some("Strict") => FieldValidation::Strict,
@@ -153,13 +212,13 @@ impl WriteParams {
                 return Err(invalid_option(kind, "fieldManager", message));
             }
         }
-        if query.flag("force")? {
-            let message = "may only be set for apply patches".to_owned();
-            return Err(invalid_option(kind, "force", message));
-        }
         Ok(WriteParams {
             dry_run: dry_run(query.all("dryRun"), kind)?,
             validation,
+            manager: query
+                .get("fieldManager")
+                .map_or_else(|| program(headers), str::to_owned),
+            force: false,
         })
     }
 }

@@ -1,7 +1,7 @@
-//! Patches: JSON merge patch (RFC 7386) and JSON patch (RFC 6902).
+//! Patches: JSON merge patch (RFC 7386), JSON patch (RFC 6902), and strategic merge patch, which knows the keys of lists.
 //!
-//! A strategic merge patch needs to know the keys of lists, and an apply patch the owners of fields; both are refused with the types
-//! that are taken. One deviation from RFC 6902: a test for `null` at a path that is not there holds, as in Kubernetes, and
+//! Kubernetes takes strategic merge patches of its own kinds only. Here every kind says how its lists merge, so every kind takes them; a
+//! plain `kubectl patch` sends nothing else. What is applied is no patch of this kind: see `registry::owners`. One deviation from RFC 6902: a test for `null` at a path that is not there holds, as in Kubernetes, and
 //! clients rely on it.
 
 use json_patch::{PatchOperation, TestOperation};
@@ -16,6 +16,8 @@ use crate::limits;
 pub enum Patch {
     /// The parts that are different, `null` for what is to go; and the paths of duplicate keys.
     Merge(Value, Vec<String>),
+    /// The same, with lists merged by their items and with directives; and the paths of duplicate keys.
+    Strategic(Value, Vec<String>),
     /// Steps.
     Json(Vec<PatchOperation>),
 }
@@ -24,13 +26,15 @@ impl Patch {
     /// Reads a patch.
     pub fn parse(content_type: ContentType, bytes: &[u8]) -> Result<Patch> {
         match content_type {
-            ContentType::MergePatch => {
+            ContentType::MergePatch | ContentType::StrategicMergePatch => {
                 let decoded = body::json(bytes)?;
-                if decoded.value.is_object() {
-                    Ok(Patch::Merge(decoded.value, decoded.duplicates))
-                } else {
-                    Err(ApiError::bad_request("a merge patch must be a JSON object"))
+                if !decoded.value.is_object() {
+                    return Err(ApiError::bad_request("a merge patch must be a JSON object"));
                 }
+                Ok(match content_type {
+                    ContentType::MergePatch => Patch::Merge(decoded.value, decoded.duplicates),
+                    _ => Patch::Strategic(decoded.value, decoded.duplicates),
+                })
             }
             ContentType::JsonPatch => {
                 let decoded = body::json(bytes)?;
@@ -46,15 +50,10 @@ impl Patch {
                     .map_err(|error| ApiError::bad_request(format!("the body is not a JSON patch: {error}")))?;
                 Ok(Patch::Json(operations))
             }
-            other => {
-                let hint = match other {
-                    ContentType::StrategicMergePatch => " (with kubectl: --type=merge)",
-                    _ => "",
-                };
-                let message = format!(
-                    "the body of the request was in an unsupported format - accepted media types include: \
-                     application/json-patch+json, application/merge-patch+json{hint}"
-                );
+            _ => {
+                let message = "the body of the request was in an unknown format - accepted media types include: \
+                               application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
+                               application/apply-patch+yaml";
                 Err(ApiError::unsupported_media_type(message))
             }
         }
@@ -63,16 +62,20 @@ impl Patch {
     /// The paths of duplicate keys.
     pub fn duplicates(&self) -> &[String] {
         match self {
-            Patch::Merge(_, duplicates) => duplicates,
+            Patch::Merge(_, duplicates) | Patch::Strategic(_, duplicates) => duplicates,
             Patch::Json(_) => &[],
         }
     }
 
     /// The object with the changes.
-    pub fn apply(&self, object: &Value) -> Result<Value> {
+    pub fn apply(&self, schema: &muster_apply::Schema, object: &Value) -> Result<Value> {
         let mut changed = object.clone();
         match self {
             Patch::Merge(patch, _) => json_patch::merge(&mut changed, patch),
+            Patch::Strategic(patch, _) => {
+                changed = muster_apply::strategic::patch(schema, object, patch)
+                    .map_err(|error| ApiError::bad_request(error.to_string()))?;
+            }
             Patch::Json(operations) => {
                 let mut copied = 0;
                 for (index, operation) in operations.iter().enumerate() {
@@ -122,7 +125,11 @@ mod tests {
     use super::*;
 
     fn check(content_type: ContentType, object: Value, patch: Value, expect: Result<Value, u16>) {
-        let result = Patch::parse(content_type, patch.to_string().as_bytes()).and_then(|patch| patch.apply(&object));
+        let list = json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]});
+        let kind = json!({"type": "object", "properties": {"env": list}});
+        let schema = muster_apply::Schema::new(&kind, &json!({}));
+        let patched = Patch::parse(content_type, patch.to_string().as_bytes());
+        let result = patched.and_then(|patch| patch.apply(&schema, &object));
         assert_eq!(
             result.map_err(|error| error.code.as_u16()),
             expect,
@@ -141,6 +148,21 @@ mod tests {
             Ok(json!({"a": {"c": [3], "e": {}}, "d": 5})),
         );
         check(ContentType::MergePatch, json!({}), json!([1]), Err(400));
+    }
+
+    #[test]
+    fn a_strategic_merge_patch_knows_items() {
+        let object = json!({"env": [{"name": "a", "value": "1"}]});
+        let patch = json!({"env": [{"name": "b"}]});
+        let both = json!({"env": [{"name": "a", "value": "1"}, {"name": "b"}]});
+        check(ContentType::StrategicMergePatch, object.clone(), patch, Ok(both));
+        check(
+            ContentType::StrategicMergePatch,
+            object.clone(),
+            json!({"$patch": "x"}),
+            Err(400),
+        );
+        check(ContentType::StrategicMergePatch, object, json!([1]), Err(400));
     }
 
     #[test]
@@ -196,8 +218,8 @@ mod tests {
     #[test]
     fn other_patches_are_refused_with_what_is_taken() {
         let types = [
-            ContentType::StrategicMergePatch,
             ContentType::ApplyPatch,
+            ContentType::Yaml,
             ContentType::Json,
             ContentType::Other,
         ];

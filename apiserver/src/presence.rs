@@ -100,8 +100,8 @@ async fn appear(state: &Arc<State>, instance: &str) -> Result<Option<LeaseId>, A
         "spec": {"holderIdentity": instance, "leaseDurationSeconds": TTL_SECONDS},
     });
     let params = WriteParams {
-        dry_run: false,
         validation: FieldValidation::Strict,
+        ..WriteParams::default()
     };
     let create = Create {
         kind,
@@ -111,6 +111,7 @@ async fn appear(state: &Arc<State>, instance: &str) -> Result<Option<LeaseId>, A
             duplicates: Vec::new(),
         },
         params: &params,
+        applied: false,
     };
     create.run(&Context::new(state, &User::admin(), None)).await?;
     Ok(state.store.get(&key).await?.and_then(|entry| entry.lease))

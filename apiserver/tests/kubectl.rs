@@ -516,3 +516,122 @@ async fn mistakes_are_told_and_nothing_is_done() {
     })
     .await;
 }
+
+const FRAMEWORK: &str = r#"
+apiVersion: muster.dev/v1
+kind: Framework
+metadata: {name: batch}
+spec: {roles: [ml], demand: {maxOffers: 3}}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_side_apply_merges_owners_and_tells_conflicts() {
+    each(async |kubectl| {
+        let apply = async |args: &[&str], manifest: &str| {
+            let all = [&["apply", "--server-side", "-f", "-"], args].concat();
+            kubectl.with_input(&all, manifest).await
+        };
+        let version = || kubectl.ok("get framework batch -o jsonpath={.metadata.resourceVersion}");
+        let done = "framework.muster.dev/batch serverside-applied\n";
+        assert_eq!(apply(&[], FRAMEWORK).await.fine(), done);
+        let before = version().await;
+        assert_eq!(apply(&[], FRAMEWORK).await.fine(), done);
+        assert_eq!(version().await, before, "the same again changes nothing");
+
+        let other = FRAMEWORK
+            .replace("maxOffers: 3", "maxOffers: 4")
+            .replace("[ml]", "[research]");
+        let refused = apply(&["--field-manager=other"], &other).await.refused();
+        let message = "conflict with \"kubectl\": .spec.demand.maxOffers";
+        assert!(refused.contains(message), "{refused}");
+        assert_eq!(version().await, before);
+        let dry = apply(
+            &["--field-manager=other", "--force-conflicts", "--dry-run=server"],
+            &other,
+        )
+        .await
+        .fine();
+        assert_eq!(dry, "framework.muster.dev/batch serverside-applied (server dry run)\n");
+        assert_eq!(version().await, before);
+        let diff = [
+            "diff",
+            "--server-side",
+            "--field-manager=other",
+            "--force-conflicts",
+            "-f",
+            "-",
+        ];
+        let diff = kubectl.with_input(&diff, &other).await;
+        assert_eq!(diff.code, Some(1), "{}{}", diff.out, diff.err);
+        assert!(diff.out.contains("+    maxOffers: 4"), "{}", diff.out);
+        assert_eq!(
+            apply(&["--field-manager=other", "--force-conflicts"], &other)
+                .await
+                .fine(),
+            done
+        );
+        assert_eq!(
+            kubectl.ok("get framework batch -o jsonpath={.spec.roles[*]}").await,
+            "ml research"
+        );
+        let left = FRAMEWORK
+            .replace("roles: [ml], ", "")
+            .replace("maxOffers: 3", "maxOffers: 4");
+        assert_eq!(apply(&[], &left).await.fine(), done);
+        assert_eq!(
+            kubectl.ok("get framework batch -o jsonpath={.spec.roles[*]}").await,
+            "research"
+        );
+
+        let managers = kubectl
+            .ok("get framework batch -o jsonpath={.metadata.managedFields[*].manager}")
+            .await;
+        assert!(managers.contains("kubectl") && managers.contains("other"), "{managers}");
+        assert_eq!(
+            kubectl.ok("label framework batch a=b").await,
+            "framework.muster.dev/batch labeled\n"
+        );
+        kubectl
+            .ok(r#"patch framework batch -p {"spec":{"roles":["more"]}}"#)
+            .await;
+        assert_eq!(
+            kubectl.ok("get framework batch -o jsonpath={.spec.roles[*]}").await,
+            "research more",
+            "a plain patch knows that roles are a set"
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_go_over_from_client_side_to_server_side_apply() {
+    each(async |kubectl| {
+        let map = |data: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {data}\n");
+        let apply = async |args: &[&str], manifest: String| kubectl.with_input(args, &manifest).await;
+        let client = ["apply", "-f", "-"];
+        let server = ["apply", "--server-side", "-f", "-"];
+        assert_eq!(
+            apply(&client, map("{a: '1', b: '1'}")).await.fine(),
+            "configmap/settings created\n"
+        );
+        assert_eq!(
+            apply(&client, map("{a: '2', b: '1'}")).await.fine(),
+            "configmap/settings configured\n"
+        );
+        let over = apply(&server, map("{a: '3'}")).await.fine();
+        assert_eq!(over, "configmap/settings serverside-applied\n");
+        let data = kubectl.ok("get configmap settings -o jsonpath={.data.a}").await;
+        assert_eq!(data, "3");
+        // And back.
+        let back = apply(&client, map("{a: '4'}")).await.fine();
+        assert_eq!(back, "configmap/settings configured\n");
+        kubectl.ok(r#"patch configmap settings -p {"data":{"c":"1"}}"#).await;
+        assert_eq!(
+            kubectl
+                .ok("get configmap settings -o jsonpath={.data.a}{.data.c}")
+                .await,
+            "41"
+        );
+    })
+    .await;
+}

@@ -79,6 +79,7 @@ pub struct AgentStatus {
     pub capacity: AgentCapacity,
     /// The GPUs, faulty ones included.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["uuid"]))]
     pub devices: Vec<Device>,
     /// Where the agent's own server listens, `HOST:PORT`, for the API server to fetch logs from.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -70,9 +70,11 @@ pub struct TaskSpec {
     pub image: Option<String>,
     /// The command and its first arguments. Default: the image's entrypoint; required without an image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub command: Vec<String>,
     /// More arguments. Without `command`, they take the place of the image's own arguments; with it, the image's are not used at all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub args: Vec<String>,
     /// Environment variables; they win over the image's. `MUSTER_TASK`, `MUSTER_NAMESPACE`, `MUSTER_AGENT` and `MUSTER_SANDBOX` are set too,
     /// and `MUSTER_FENCE`: `<uid>@<attempt>@<binding>`, whose last number is higher for a replacement than for what it replaces.
@@ -169,6 +171,7 @@ pub struct Constraint {
     pub operator: Operator,
     /// What it is compared with; for `In` and `NotIn` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub values: Vec<String>,
 }
 
@@ -301,12 +304,14 @@ pub struct TaskStatus {
     pub binding: Option<u64>,
     /// The UUIDs of the GPUs that the task has. Fixed by the accepted offer.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub devices: BTreeSet<String>,
     /// The ports that the task has, in the environment as `PORT0`, `PORT1`, …. Fixed by the accepted offer.
     #[serde(skip_serializing_if = "PortSet::is_empty")]
     pub ports: PortSet,
     /// The runs of the command, oldest first; at most the last 10.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
     pub attempts: Vec<Attempt>,
     /// How the last attempt ended.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -45,7 +45,7 @@ struct Call<'a> {
     tasks: &'a Kind,
     namespace: &'a str,
     name: &'a str,
-    dry_run: bool,
+    params: &'a WriteParams,
 }
 
 /// Accepts an offer for a task that is just being created.
@@ -54,7 +54,7 @@ pub(crate) async fn launch(
     namespace: &str,
     offer: &str,
     object: Value,
-    dry_run: bool,
+    params: &WriteParams,
 ) -> Result<Value> {
     let tasks = context.state.resources.muster("tasks");
     let call = Call {
@@ -62,14 +62,14 @@ pub(crate) async fn launch(
         tasks,
         namespace,
         name: offer,
-        dry_run,
+        params,
     };
     for _ in 0..ATTEMPTS {
         let offers = call.offers(&[]).await?;
         let items = vec![call.item(object.clone())];
         if let Some((mut items, revision)) = call.attempt(&offers, items, None).await? {
             let mut object = items.pop().map(|item| item.object).unwrap_or_default();
-            if !dry_run {
+            if !params.dry_run {
                 object["metadata"]["resourceVersion"] = json!(revision.to_string());
             }
             return Ok(object);
@@ -84,7 +84,7 @@ pub(crate) async fn run(
     namespace: &str,
     name: &str,
     request: &AcceptRequest,
-    dry_run: bool,
+    params: &WriteParams,
 ) -> Result<AcceptResult> {
     check_size(name, request)?;
     let tasks = context.state.resources.muster("tasks");
@@ -93,7 +93,7 @@ pub(crate) async fn run(
         tasks,
         namespace,
         name,
-        dry_run,
+        params,
     };
     let mut new = None;
     for attempt in 0..ATTEMPTS {
@@ -117,7 +117,11 @@ pub(crate) async fn run(
                 .map(|item| item.object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
             return Ok(AcceptResult {
                 tasks: names.collect(),
-                resource_version: if dry_run { String::new() } else { revision.to_string() },
+                resource_version: if params.dry_run {
+                    String::new()
+                } else {
+                    revision.to_string()
+                },
             });
         }
     }
@@ -220,7 +224,6 @@ impl Call<'_> {
     /// The new tasks, complete and checked; an impossible wish for GPUs is left for later. One that names no framework or no role
     /// is of the offer's.
     fn launched(&self, request: &AcceptRequest, offers: &[(Entry, Offered)]) -> Result<Vec<Value>> {
-        let params = WriteParams::default();
         let mut objects: Vec<Value> = Vec::new();
         for (index, body) in request.launch.iter().enumerate() {
             let place = format!("launch[{index}]");
@@ -240,7 +243,8 @@ impl Call<'_> {
                 kind: self.tasks,
                 namespace: self.namespace,
                 body,
-                params: &params,
+                params: self.params,
+                applied: false,
             };
             let prepared = create.prepare(self.context).map_err(|error| at(&place, error))?;
             match create.admission().judge(&prepared.object, None) {
@@ -331,7 +335,7 @@ impl Call<'_> {
             txn.write(Op::put(item.key.clone(), value));
         }
         txn.touch(agent);
-        if self.dry_run {
+        if self.params.dry_run {
             return Ok(Some((items, 0)));
         }
         match state.commit(txn).await? {

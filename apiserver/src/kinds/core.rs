@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 
-use super::{VERBS, compile, schema_of, tidy};
+use super::{VERBS, compile, extend, merge_by, schema_of, tidy};
 use crate::resource::{Column, Resource, Subresource};
 
 /// What the type of a Kubernetes kind does not say about it.
@@ -161,7 +161,11 @@ pub(super) fn of<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource
             verbs: vec!["create"],
         });
     }
-    let schema = tidy(schema_of::<K>());
+    let mut schema = tidy(schema_of::<K>());
+    let conditions = schema.pointer_mut("/properties/status/properties/conditions");
+    if let Some(conditions) = conditions {
+        extend(conditions, merge_by("type"));
+    }
     Resource {
         group: K::GROUP.to_owned(),
         version: K::VERSION.to_owned(),

@@ -7,7 +7,19 @@ use crate::resource::{Resource, Subresource};
 
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
-const PATCHES: [&str; 2] = ["application/json-patch+json", "application/merge-patch+json"];
+const PATCHES: [&str; 3] = [
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+];
+/// Strategic merge patches are taken for all kinds, but told only where clients know the types: for others they make better patches by
+/// themselves.
+const PATCHES_CORE: [&str; 4] = [
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
 
 /// One thing that can be done at one path.
 pub(super) struct Operation {
@@ -36,6 +48,12 @@ const VALIDATION: (&str, &str, &str, &str) = (
     "query",
     "string",
     "What is done about unknown and duplicate fields: `Ignore`, `Warn` (the default) or `Strict`.",
+);
+const FORCE: (&str, &str, &str, &str) = (
+    "force",
+    "query",
+    "boolean",
+    "Whether who applies takes the fields that others own.",
 );
 const VERSION: (&str, &str, &str, &str) = (
     "resourceVersion",
@@ -80,6 +98,14 @@ const LIST: [(&str, &str, &str, &str); 10] = [
         "Whether a watch begins with the objects that are there.",
     ),
 ];
+
+fn patches(resource: &Resource) -> &'static [&'static str] {
+    if resource.group == muster_api::names::GROUP {
+        &PATCHES
+    } else {
+        &PATCHES_CORE
+    }
+}
 
 /// Everything that can be done with a kind, with the paths.
 pub(super) fn of(resource: &Resource) -> Vec<(String, Operation)> {
@@ -146,7 +172,7 @@ fn verb(resource: &Resource, action: &'static str, namespaced: bool) -> Option<O
         ),
         "patch" => (
             "Change parts of an object",
-            Some((&PATCHES, meta("Patch"))),
+            Some((patches(resource), meta("Patch"))),
             (200, Some(one)),
         ),
         _ => (
@@ -160,6 +186,7 @@ fn verb(resource: &Resource, action: &'static str, namespaced: bool) -> Option<O
         "deletecollection" => parameters.extend(LIST.iter().take(2).chain([&DRY_RUN])),
         "get" => parameters.push(VERSION),
         "delete" => parameters.push(DRY_RUN),
+        "patch" => parameters.extend([DRY_RUN, MANAGER, VALIDATION, FORCE]),
         _ => parameters.extend([DRY_RUN, MANAGER, VALIDATION]),
     }
     let scope = if namespaced { "Namespaced" } else { "" };
@@ -187,6 +214,9 @@ fn call(resource: &Resource, subresource: &Subresource, action: &'static str) ->
     };
     if matches!(action, "update" | "patch") {
         parameters.extend([DRY_RUN, MANAGER, VALIDATION]);
+        if action == "patch" {
+            parameters.push(FORCE);
+        }
     }
     let (body, response_schema): (Option<(&'static [&'static str], String)>, _) = match (subresource.name, action) {
         ("accept", _) => (Some((&[JSON], schema("AcceptRequest"))), Some(schema("AcceptResult"))),
@@ -196,7 +226,7 @@ fn call(resource: &Resource, subresource: &Subresource, action: &'static str) ->
             Some(schema("AgentOffersResult")),
         ),
         ("log", _) => (None, None),
-        (_, "patch") => (Some((&PATCHES, meta("Patch"))), Some(schema(response))),
+        (_, "patch") => (Some((patches(resource), meta("Patch"))), Some(schema(response))),
         (_, "update") => (Some((&[JSON, YAML], schema(response))), Some(schema(response))),
         (_, _) => (None, Some(schema(response))),
     };

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::admit::{Admission, Origin, encode};
 use super::commit::{Guard, GuardedTxn, Outcome};
+use super::owners::{self, Application, Note};
 use super::{Context, Kind, Written, metadata};
 use crate::accept;
 use crate::body::Decoded;
@@ -23,6 +24,8 @@ pub struct Create<'a> {
     pub body: Decoded,
     /// How.
     pub params: &'a WriteParams,
+    /// Whether it is applied: the writer owns what it says, and not what is filled in.
+    pub applied: bool,
 }
 
 /// A new object, ready to be stored.
@@ -47,10 +50,22 @@ impl Create<'_> {
         let counted = kind.resource.has_status() && kind.strategy.counts_generations();
         metadata::begin(&mut object, &*context.state.env, counted)?;
         let generated = metadata::generate_name(&mut object, &*context.state.env);
+        let note = Note::new(context, kind, self.params, false);
+        let applied = if self.applied {
+            let application = Application {
+                config: self.body.clone(),
+                force: false,
+            };
+            Some(note.applied(&Value::Null, &json!({}), &application)?.1)
+        } else {
+            None
+        };
         let warnings = self.admission().shape(&mut object, &self.body.duplicates)?;
+        let owners = applied.unwrap_or_else(|| note.created(&object));
         let mut object = kind.store(object);
         kind.strategy.prepare_create(context, &mut object)?;
         metadata::drop_empty(&mut object);
+        owners::put(&mut object, owners);
         Ok(Prepared {
             object,
             warnings,
@@ -76,7 +91,7 @@ impl Create<'_> {
         } = self.prepare(context)?;
         self.admission().judge(&object, None)?;
         if let Some(offer) = accept::offer_of(self.kind, &object) {
-            let object = accept::launch(context, self.namespace, &offer, object, self.params.dry_run).await?;
+            let object = accept::launch(context, self.namespace, &offer, object, self.params).await?;
             return Ok(Written {
                 object,
                 warnings,

@@ -20,6 +20,10 @@ const NAMES: [(&str, &str); 7] = [
 pub(super) struct Events;
 
 impl Strategy for Events {
+    fn notes_system(&self) -> bool {
+        false
+    }
+
     fn counts_generations(&self) -> bool {
         false
     }

@@ -17,6 +17,10 @@ pub(super) fn is_ephemeral(object: &Value) -> bool {
 }
 
 impl Strategy for Leases {
+    fn notes_system(&self) -> bool {
+        false
+    }
+
     fn unconditional_update(&self) -> bool {
         true
     }

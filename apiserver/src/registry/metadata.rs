@@ -174,9 +174,7 @@ pub(super) fn carry_over(kind: &Kind, object: &mut Value, old: &Value) -> Result
             None => of(object).remove(field),
         };
     }
-    for field in ["managedFields", "selfLink"] {
-        of(object).remove(field);
-    }
+    of(object).remove("selfLink");
     drop_empty(object);
     Ok(())
 }

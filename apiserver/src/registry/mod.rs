@@ -17,6 +17,7 @@ mod lease;
 mod metadata;
 mod namespace;
 mod offer;
+mod owners;
 mod quota;
 mod strategy;
 mod task;
@@ -41,6 +42,7 @@ pub(crate) use create::guard_namespace;
 pub use delete::purge;
 pub(crate) use event::last_seen;
 pub use namespace::DEFAULTS as DEFAULT_NAMESPACES;
+pub use owners::Application;
 pub use strategy::Strategy;
 
 pub(crate) use task::set_status;
@@ -70,6 +72,8 @@ pub struct Kind {
     pub strategy: Arc<dyn Strategy>,
     /// Makes tables of it.
     pub printer: Printer,
+    /// How its objects are merged, and who may own what of them.
+    pub fields: muster_apply::Schema,
 }
 
 impl Kind {
@@ -113,6 +117,7 @@ impl Registry {
             .iter()
             .find(|resource| resource.group.is_empty() && resource.plural == "events")
             .cloned();
+        let metadata = crate::kinds::metadata_schema();
         for resource in resources {
             let (stored, view) = match &core_events {
                 Some(core) if resource.qualified() == "events.events.k8s.io" => (core.clone(), View::EventsV1),
@@ -135,6 +140,7 @@ impl Registry {
             kinds.push(Arc::new(Kind {
                 strategy: strategy::of(&resource),
                 printer: Printer::new(&resource),
+                fields: muster_apply::Schema::new(&resource.schema, &metadata),
                 resource,
                 stored: Arc::new(stored),
                 id: KindId(u16::try_from(index).expect("there are fewer than 65,536 kinds")),

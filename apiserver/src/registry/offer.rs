@@ -12,6 +12,10 @@ use crate::schema::typed;
 pub(super) struct Offers;
 
 impl Strategy for Offers {
+    fn notes_system(&self) -> bool {
+        false
+    }
+
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) -> Result<()> {
         object["status"] = json!({"phase": "Open"});
         Ok(())

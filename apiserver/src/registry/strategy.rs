@@ -26,6 +26,11 @@ pub trait Strategy: Send + Sync + 'static {
         false
     }
 
+    /// Whether the control plane and the agents are noted as owners of what they write besides status.
+    fn notes_system(&self) -> bool {
+        true
+    }
+
     /// Why this name cannot be; `None`: it can.
     fn name_problem(&self, name: &str) -> Option<String> {
         names::dns_subdomain_problem(name)

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::admit::{Admission, Origin, encode};
 use super::commit::{Guard, GuardedTxn, Outcome};
+use super::owners::{self, Application, Note};
 use super::{Context, Kind, Written, fence, metadata};
 use crate::body::Decoded;
 use crate::error::{ApiError, Result};
@@ -20,6 +21,8 @@ pub enum Change {
     Replace(Decoded),
     /// Only what is different is sent.
     Patch(Patch),
+    /// Everything that the sender has an opinion about is sent.
+    Apply(Application),
 }
 
 /// A change of an object.
@@ -48,7 +51,7 @@ pub(crate) fn decode(entry: &Entry) -> Result<Value> {
 
 impl Update<'_> {
     /// Makes the change. One that names no version is tried again when others get in between.
-    pub async fn run(self, context: &Context<'_>) -> Result<Written> {
+    pub async fn run(&self, context: &Context<'_>) -> Result<Written> {
         for _ in 0..limits::WRITE_ATTEMPTS {
             if let Some(written) = self.attempt(context).await? {
                 return Ok(written);
@@ -66,7 +69,7 @@ impl Update<'_> {
             validation: self.params.validation,
             origin: match self.change {
                 Change::Replace(_) => Origin::Sent,
-                Change::Patch(_) => Origin::Patched,
+                Change::Patch(_) | Change::Apply(_) => Origin::Patched,
             },
         }
     }
@@ -76,8 +79,13 @@ impl Update<'_> {
         let key = keys::object(&kind.stored, self.namespace, self.name);
         let entry = context.state.store.get(&key).await?;
         let entry = entry.ok_or_else(|| ApiError::not_found(&kind.resource, self.name))?;
-        let old = decode(&entry)?;
-        let (object, warnings) = self.candidate(context, &old)?;
+        let mut old = decode(&entry)?;
+        let owners_before = owners::take(&mut old);
+        let Candidate {
+            mut object,
+            owners,
+            warnings,
+        } = self.candidate(context, &old, &owners_before)?;
         self.require_fence(context, &old)?;
         let deleted = !object["metadata"]["deletionTimestamp"].is_null()
             && metadata::finalizers(&object).is_empty()
@@ -87,7 +95,8 @@ impl Update<'_> {
         if let Some(fence) = context.fence {
             fence.guard(&mut txn);
         }
-        let unchanged = object == old && !deleted;
+        let unchanged = object == old && !deleted && owners::same(&owners, &owners_before);
+        owners::put(&mut object, if unchanged { owners_before } else { owners });
         if !unchanged {
             let new = (!deleted).then_some(&object);
             if let Some(agent) = kind.strategy.touches(Some(&old), new) {
@@ -139,14 +148,30 @@ impl Update<'_> {
     }
 
     /// The stored form as it shall be, with the version it is based on.
-    fn candidate(&self, context: &Context<'_>, old: &Value) -> Result<(Value, Vec<String>)> {
+    fn candidate(&self, context: &Context<'_>, old: &Value, owners: &Value) -> Result<Candidate> {
         let kind = self.kind;
         let shown = kind.show(old.clone());
+        let note = Note::new(context, kind, self.params, self.status);
+        let mut applied = None;
         let (mut object, duplicates) = match &self.change {
             Change::Replace(decoded) => (decoded.value.clone(), decoded.duplicates.as_slice()),
-            Change::Patch(patch) => (patch.apply(&shown)?, patch.duplicates()),
+            Change::Patch(patch) => {
+                let mut whole = shown.clone();
+                owners::put(&mut whole, owners.clone());
+                (patch.apply(&kind.fields, &whole)?, patch.duplicates())
+            }
+            Change::Apply(application) => {
+                let mut application = application.clone();
+                metadata::identify(kind, &mut application.config.value, self.namespace, self.name)?;
+                self.check_version(&application.config.value, old)?;
+                let (mut object, owners) = note.applied(owners, &shown, &application)?;
+                carry_uid(&mut object, &application.config.value);
+                applied = Some(owners);
+                (object, [].as_slice())
+            }
         };
         metadata::identify(kind, &mut object, self.namespace, self.name)?;
+        let sent = owners::take(&mut object);
         self.check_version(&object, old)?;
         let has_status = kind.resource.has_status();
         if has_status && !self.status {
@@ -164,6 +189,7 @@ impl Update<'_> {
         }
         let warnings = self.admission().shape(&mut object, duplicates)?;
         metadata::carry_over(kind, &mut object, old)?;
+        let owners = applied.unwrap_or_else(|| note.changed(owners, &sent, &shown, &object));
         let mut object = kind.store(object);
         if self.status {
             kind.strategy.prepare_status(context, &mut object, old)?;
@@ -175,7 +201,11 @@ impl Update<'_> {
             }
         }
         self.admission().judge(&object, Some(old))?;
-        Ok((object, warnings))
+        Ok(Candidate {
+            object,
+            owners,
+            warnings,
+        })
     }
 
     fn check_version(&self, object: &Value, old: &Value) -> Result<()> {
@@ -203,6 +233,23 @@ impl Update<'_> {
         } else {
             Err(ApiError::modified(resource, self.name))
         }
+    }
+}
+
+/// An object as it shall be.
+struct Candidate {
+    /// The stored form, without its owners.
+    object: Value,
+    /// They.
+    owners: Value,
+    /// What the writer should know.
+    warnings: Vec<String>,
+}
+
+/// Who applies may say which incarnation is meant.
+fn carry_uid(object: &mut Value, config: &Value) {
+    if let uid @ Value::String(_) = &config["metadata"]["uid"] {
+        object["metadata"]["uid"] = uid.clone();
     }
 }
 

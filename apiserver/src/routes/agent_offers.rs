@@ -36,7 +36,7 @@ use crate::selector::{FieldSelector, LabelSelector};
 
 /// `POST /apis/muster.dev/v1/agents/NAME/offers`.
 pub(super) async fn write(mut call: Call, target: Target) -> Result<Response> {
-    let params = WriteParams::new(&call.query, "CreateOptions")?;
+    let params = WriteParams::new(&call.query, call.headers(), "CreateOptions")?;
     let request: AgentOffers = read(&mut call, "AgentOffers").await?;
     let fence = Fence::of(call.headers(), &call.user)?;
     fence::require(
@@ -217,6 +217,7 @@ impl Writing<'_> {
                     duplicates: Vec::new(),
                 },
                 params: &params,
+                applied: false,
             };
             let object = create.prepare(self.context)?.object;
             create.admission().judge(&object, None)?;

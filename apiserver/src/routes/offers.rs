@@ -52,17 +52,17 @@ pub(super) async fn read<T: DeserializeOwned>(call: &mut Call, what: &str) -> Re
 
 /// `POST …/offers/NAME/accept`.
 pub(super) async fn accept(mut call: Call, target: Target) -> Result<Response> {
-    let params = WriteParams::new(&call.query, "CreateOptions")?;
+    let params = WriteParams::new(&call.query, call.headers(), "CreateOptions")?;
     let request: AcceptRequest = read(&mut call, "AcceptRequest").await?;
     let fence = Fence::of(call.headers(), &call.user)?;
     let context = Context::new(&call.state, &call.user, fence.as_ref());
-    let result = accept::run(&context, &target.namespace, &target.name, &request, params.dry_run).await?;
+    let result = accept::run(&context, &target.namespace, &target.name, &request, &params).await?;
     Ok(json_value(StatusCode::CREATED, &result))
 }
 
 /// `POST …/offers/NAME/decline`.
 pub(super) async fn decline(mut call: Call, target: Target) -> Result<Response> {
-    let params = WriteParams::new(&call.query, "CreateOptions")?;
+    let params = WriteParams::new(&call.query, call.headers(), "CreateOptions")?;
     let request: DeclineRequest = read(&mut call, "DeclineRequest").await?;
     let kind = call.state.resources.muster("offers").clone();
     let renderer = Renderer::new(&call, &kind)?;

@@ -200,7 +200,69 @@ impl OrderedWatch {
         out.extend_from_slice(
             format!("{comma}{{\"resource\":\"{resource}\",\"type\":\"{kind}\",\"object\":").as_bytes(),
         );
+        let begin = out.len();
         object.write_at(revision, out);
+        cut_owners(out, begin);
         out.push(b'}');
+    }
+}
+
+/// Takes `metadata.managedFields` out of the object that begins at `begin`. Its readers plan; who wrote what does not matter to them.
+///
+/// In a text, every quote is behind a backslash, so the first thing that looks like this field is this field: no other of the metadata
+/// that come before it has lists of objects but the owner references, which have no such field.
+fn cut_owners(out: &mut Vec<u8>, begin: usize) {
+    const FIELD: &[u8] = br#""managedFields":["#;
+    let Some(found) = out[begin..].windows(FIELD.len()).position(|window| window == FIELD) else {
+        return;
+    };
+    let start = begin + found;
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    let length = out[start..].iter().position(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => (),
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            _ => (),
+        }
+        depth == 0 && *byte == b']'
+    });
+    let Some(length) = length else { return };
+    let mut range = start..start + length + 1;
+    if out.get(range.end) == Some(&b',') {
+        range.end += 1;
+    } else if start > begin && out[start - 1] == b',' {
+        range.start -= 1;
+    }
+    out.drain(range);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planners_do_not_read_owners() {
+        let check = |object: &str, expect: &str| {
+            let mut out = format!("x{object}").into_bytes();
+            cut_owners(&mut out, 1);
+            assert_eq!(String::from_utf8_lossy(&out), format!("x{expect}"));
+        };
+        let owners = r#""managedFields":[{"fieldsV1":{"k:{\"]\":1}":{}},"manager":"\\"}]"#;
+        check(
+            &format!(r#"{{"metadata":{{"labels":{{}},{owners},"name":"x"}}}}"#),
+            r#"{"metadata":{"labels":{},"name":"x"}}"#,
+        );
+        check(
+            &format!(r#"{{"metadata":{{"name":"x",{owners}}}}}"#),
+            r#"{"metadata":{"name":"x"}}"#,
+        );
+        check(
+            r#"{"data":{"a":"\"managedFields\":["}}"#,
+            r#"{"data":{"a":"\"managedFields\":["}}"#,
+        );
     }
 }

@@ -18,7 +18,7 @@ use crate::logs;
 use crate::params::{DeleteParams, WriteParams};
 use crate::patch::Patch;
 use crate::registry::fence::Fence;
-use crate::registry::{Change, Context, Create, Kind, Update};
+use crate::registry::{Application, Change, Context, Create, Kind, Update};
 
 /// Finds out what is asked for, and does it.
 pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
@@ -157,7 +157,7 @@ async fn get(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
 
 async fn create(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
     let renderer = Renderer::new(&call, &kind)?;
-    let params = WriteParams::new(&call.query, "CreateOptions")?;
+    let params = WriteParams::new(&call.query, call.headers(), "CreateOptions")?;
     let decoded = read_object(&mut call).await?;
     let name = decoded.value["metadata"]["name"]
         .as_str()
@@ -179,6 +179,7 @@ async fn create(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Respo
         namespace: &namespace,
         body: decoded,
         params: &params,
+        applied: false,
     };
     let written = create.run(&context).await?;
     Ok(renderer.written(StatusCode::CREATED, written))
@@ -211,6 +212,9 @@ async fn change(mut call: Call, kind: Arc<Kind>, target: Target, verb: &'static 
     } else {
         let content_type = ContentType::of(call.headers());
         let bytes = body::read(call.take_body()).await?;
+        if content_type == ContentType::ApplyPatch {
+            return apply(call, kind, target, renderer, &bytes).await;
+        }
         Change::Patch(Patch::parse(content_type, &bytes)?)
     };
     let options = if verb == "update" {
@@ -218,7 +222,7 @@ async fn change(mut call: Call, kind: Arc<Kind>, target: Target, verb: &'static 
     } else {
         "PatchOptions"
     };
-    let params = WriteParams::new(&call.query, options)?;
+    let params = WriteParams::new(&call.query, call.headers(), options)?;
     let fence = Fence::of(call.headers(), &call.user)?;
     let context = Context::new(&call.state, &call.user, fence.as_ref());
     let update = Update {
@@ -231,6 +235,75 @@ async fn change(mut call: Call, kind: Arc<Kind>, target: Target, verb: &'static 
     };
     let written = update.run(&context).await?;
     Ok(renderer.written(StatusCode::OK, written))
+}
+
+/// Applies: changes the object, or makes it.
+async fn apply(call: Call, kind: Arc<Kind>, target: Target, renderer: Renderer, bytes: &[u8]) -> Result<Response> {
+    let params = WriteParams::for_apply(&call.query, call.headers())?;
+    let config = body::applied(bytes)?;
+    let fence = Fence::of(call.headers(), &call.user)?;
+    let context = Context::new(&call.state, &call.user, fence.as_ref());
+    let update = Update {
+        kind: &kind,
+        namespace: &target.namespace,
+        name: &target.name,
+        status: target.subresource == "status",
+        change: Change::Apply(Application {
+            config: config.clone(),
+            force: params.force,
+        }),
+        params: &params,
+    };
+    for _ in 0..limits::WRITE_ATTEMPTS {
+        match update.run(&context).await {
+            Err(error) if error.code == StatusCode::NOT_FOUND && !update.status => (),
+            other => return Ok(renderer.written(StatusCode::OK, other?)),
+        }
+        call.authorize(&target, "create", &target.name)?;
+        let mut body = config.clone();
+        check_new(&kind, &target, &mut body)?;
+        let create = Create {
+            kind: &kind,
+            namespace: &target.namespace,
+            body,
+            params: &params,
+            applied: true,
+        };
+        match create.run(&context).await {
+            // Somebody else was faster; then it is theirs that is changed.
+            Err(error) if error.reason == "AlreadyExists" && !params.dry_run => (),
+            other => return Ok(renderer.written(StatusCode::CREATED, other?)),
+        }
+    }
+    Err(ApiError::too_many_requests(
+        "the object comes and goes too often; try again",
+        1,
+    ))
+}
+
+/// Whoever means a certain object does not want a new one.
+fn check_new(kind: &Kind, target: &Target, body: &mut Decoded) -> Result<()> {
+    for field in ["uid", "resourceVersion"] {
+        if let Some(wanted) = body.value["metadata"][field]
+            .as_str()
+            .filter(|wanted| !wanted.is_empty())
+        {
+            let why = format!(
+                "{field} mismatch: the provided object specified {field} {wanted}, and no existing object was found"
+            );
+            return Err(ApiError::conflict(&kind.resource, &target.name, why));
+        }
+    }
+    if body.value["metadata"]["name"].is_null() {
+        body.value["metadata"]["name"] = json!(target.name);
+    } else if body.value["metadata"]["name"] != target.name.as_str() {
+        let message = format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            body.value["metadata"]["name"], target.name
+        );
+        return Err(ApiError::bad_request(message));
+    }
+    Ok(())
 }
 
 async fn delete_params(call: &mut Call) -> Result<DeleteParams> {

@@ -15,7 +15,7 @@ use crate::resource::Resource;
 const PROBLEMS_MAX: usize = 100;
 
 static METADATA: LazyLock<Node> = LazyLock::new(|| {
-    compile::node(&crate::kinds::metadata_schema(), "metadata").expect("the type of metadata has a structural schema")
+    compile::node(&crate::kinds::metadata_rules(), "metadata").expect("the type of metadata has a structural schema")
 });
 
 /// Fills in the defaults of `object`, takes out what the kind's schema does not know, and says what is wrong.
