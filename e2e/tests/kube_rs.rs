@@ -81,6 +81,26 @@ async fn every_verb_of_the_api_works() -> Result<()> {
     assert_eq!(patched.data.map(|data| data.len()), Some(2));
     assert_ne!(replaced.metadata.resource_version, patched.metadata.resource_version);
     assert_eq!(maps.list(&ListParams::default()).await?.items.len(), 1);
+    let wanted = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "data": { "more": "y" }});
+    let refused = maps
+        .patch("map", &PatchParams::apply("kube-rs"), &Patch::Apply(&wanted))
+        .await;
+    assert!(
+        matches!(&refused, Err(kube::Error::Api(status)) if status.code == 409 && status.message.contains(".data.more")),
+        "somebody else wrote it: {refused:?}"
+    );
+    let forced = PatchParams::apply("kube-rs").force();
+    let applied = maps.patch("map", &forced, &Patch::Apply(&wanted)).await?;
+    assert_eq!(
+        applied
+            .data
+            .as_ref()
+            .and_then(|data| data.get("more"))
+            .map(String::as_str),
+        Some("y")
+    );
+    let again = maps.patch("map", &forced, &Patch::Apply(&wanted)).await?;
+    assert_eq!(again.metadata.resource_version, applied.metadata.resource_version);
     maps.delete("map", &DeleteParams::default()).await?;
     assert!(maps.get_opt("map").await?.is_none());
     let namespaces: Api<Namespace> = Api::all(client);

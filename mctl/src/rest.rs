@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, WARNING};
+use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, USER_AGENT, WARNING};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use kube::client::Body;
@@ -163,6 +163,22 @@ impl<'a> Payload<'a> {
         }
     }
 
+    /// All that the sender has an opinion about.
+    pub fn apply(value: &'a Value) -> Payload<'a> {
+        Payload {
+            content_type: "application/apply-patch+yaml",
+            value,
+        }
+    }
+
+    /// A JSON patch (RFC 6902).
+    pub fn json_patch(value: &'a Value) -> Payload<'a> {
+        Payload {
+            content_type: "application/json-patch+json",
+            value,
+        }
+    }
+
     /// A merge patch (RFC 7386).
     pub fn merge_patch(value: &'a Value) -> Payload<'a> {
         Payload {
@@ -302,6 +318,7 @@ impl Rest {
         payload: Option<Payload<'_>>,
     ) -> Result<Response<Body>, CallError> {
         let mut request = Request::builder().method(method).uri(path).header(ACCEPT, accept);
+        request = request.header(USER_AGENT, concat!("mctl/", env!("CARGO_PKG_VERSION")));
         let body = match payload {
             Some(payload) => {
                 request = request.header(CONTENT_TYPE, payload.content_type);

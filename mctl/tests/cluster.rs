@@ -260,6 +260,57 @@ fn manifests_are_applied_all_or_none() {
 }
 
 #[test]
+fn conflicts_name_their_owner_and_sets_are_pruned() {
+    let directory = tempfile::tempdir().expect("directory");
+    let cluster = Cluster::start(directory.path());
+    let quota = |name: &str, weight: u32| {
+        let text = format!(
+            "apiVersion: muster.dev/v1\nkind: Quota\nmetadata: {{name: q}}\nspec:\n  role: ml\n  weight: {weight}\n"
+        );
+        cluster.file(name, &text)
+    };
+    let (two, three) = (quota("two.yaml", 2), quota("three.yaml", 3));
+    cluster.check(&["apply", "-f", &two], 0, "quota.muster.dev/q created\n");
+    cluster.check(&["apply", "-f", &two], 0, "quota.muster.dev/q unchanged\n");
+    let other = ["apply", "--field-manager=other", "-f", &three];
+    let refused = cluster.check(&other, 1, "");
+    for part in [
+        "three.yaml:6:11",
+        "`spec.weight` is owned by \"mctl\" since 20",
+        "--force-conflicts",
+    ] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    let diff = ["diff", "--field-manager=other", "-f", &three];
+    cluster.check(&diff, 1, "");
+    cluster.check(&[&diff[..], &["--force-conflicts"]].concat(), 2, "+  weight: 3\n");
+    cluster.check(
+        &[&other[..], &["--force-conflicts"]].concat(),
+        0,
+        "quota.muster.dev/q configured\n",
+    );
+    cluster.check(&diff, 0, "");
+
+    let map = |name: &str| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
+    let both = cluster.file("both.yaml", &(map("a") + &map("b")));
+    let one = cluster.file("one.yaml", &map("a"));
+    cluster.check(&["apply", "--prune", "-f", &both], 1, "");
+    let set = ["apply", "--prune", "--applyset=mine", "-f"];
+    cluster.check(&[&set[..], &[both.as_str()]].concat(), 0, "configmap/b created\n");
+    let dry = cluster.check(
+        &[&set[..], &[one.as_str(), "--dry-run=server"]].concat(),
+        0,
+        "configmap/b pruned (server dry run)\n",
+    );
+    assert!(!dry.contains("configmap/a pruned"), "{dry}");
+    cluster.check(&["get", "configmap", "b", "-o", "name"], 0, "configmap/b");
+    cluster.check(&[&set[..], &[one.as_str()]].concat(), 0, "configmap/b pruned\n");
+    cluster.check(&["get", "configmap", "b"], 1, "");
+    cluster.check(&["get", "configmap", "a", "mine", "-o", "name"], 0, "configmap/mine");
+    cluster.stop();
+}
+
+#[test]
 fn nothing_of_a_bad_manifest_is_stored() {
     let directory = tempfile::tempdir().expect("directory");
     let cluster = Cluster::start(directory.path());

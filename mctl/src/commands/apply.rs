@@ -1,5 +1,8 @@
 //! `mctl apply`: makes the cluster have what manifests describe.
 //!
+//! The server merges: what was applied before and is not in the manifest any more goes, what others own is not touched, or is a conflict
+//! that names its owner.
+//!
 //! Everything is checked before anything is sent: first here, then, when there are several objects, by the server in a dry run of all of
 //! them. A mistake that the server finds is shown at its place in the manifest too.
 
@@ -14,11 +17,12 @@ use crate::discovery::{Catalogue, Resource};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::manifest::suggest::nearest;
 use crate::manifest::{Code, Diagnostic, Document, Report};
-use crate::merge;
 use crate::output::{self, Format};
+use crate::owners;
 use crate::rest::{CallError, JSON, Payload, Rest, with_query};
 use crate::session::{Session, Terminal, read_files, span};
 
+use super::applyset::{self, ApplySet};
 use super::live;
 
 /// Requests at a time: enough to keep a server of a few cores busy, and few connections.
@@ -75,6 +79,7 @@ async fn apply(session: Option<&Session>, args: &ApplyArgs, format: &Format, ter
         return Err(Failure::new("name the manifests: mctl apply -f FILE"));
     }
     let timeout = span("--timeout", &args.timeout)?;
+    let set = applyset::named(args.applyset.as_deref(), args.prune)?;
     let documents = read_files(&args.files, terminal)?;
     let Some(session) = session else {
         for document in &documents {
@@ -87,36 +92,28 @@ async fn apply(session: Option<&Session>, args: &ApplyArgs, format: &Format, ter
     let mut items = items(session, &catalogue, &documents)?;
     // What is in a namespace can only be created when that is there.
     items.sort_by_key(|item| item.document.kind != "Namespace");
+    let set = match set {
+        Some(word) => Some(ApplySet::open(session, &catalogue, word, &mut items).await?),
+        None => None,
+    };
     let server = Server {
         rest: &session.rest,
         manager: &args.field_manager,
+        force: args.force_conflicts,
     };
     if items.len() > 1 || args.dry_run == DryRun::Server {
         check_all(&server, &items).await?;
     }
     let dry = args.dry_run == DryRun::Server;
-    let mut applied: Vec<(Resource, Value)> = Vec::new();
-    for batch in batches(&items) {
-        let results = join_all(batch.iter().map(|item| server.apply(item, dry))).await;
-        let mut refused = None;
-        for (item, done) in batch.iter().zip(results) {
-            let (change, object, warnings) = match done {
-                Ok(done) => done,
-                Err(error) if dry && namespace_comes(&items, item, &error) => {
-                    (Change::Created, item.document.object.clone(), Vec::new())
-                }
-                Err(error) => {
-                    refused = refused.or(Some((item, error)));
-                    continue;
-                }
-            };
-            let printed = Printed { item, change, dry };
-            printed.print(&warnings, format, terminal)?;
-            applied.push((item.resource.clone(), object));
-        }
-        if let Some((item, error)) = refused {
-            return Err(stopped(item, &error, &applied, documents.len()));
-        }
+    if let Some(set) = set.as_ref().filter(|_| !dry) {
+        set.widen().await?;
+    }
+    let applied = send_all(&server, &items, dry, format, terminal).await?;
+    if let Some(set) = &set {
+        let uids = applied
+            .iter()
+            .filter_map(|(_, object)| object["metadata"]["uid"].as_str().map(str::to_owned));
+        set.prune(&uids.collect(), dry, terminal).await?;
     }
     if matches!(format, Format::Yaml | Format::Json) {
         let tidied = applied
@@ -129,6 +126,40 @@ async fn apply(session: Option<&Session>, args: &ApplyArgs, format: &Format, ter
         return live::wait(session, &applied, timeout, terminal).await;
     }
     Ok(Exit::Done)
+}
+
+/// Applies everything, in batches; stops at the first that is refused.
+async fn send_all(
+    server: &Server<'_>,
+    items: &[Item<'_>],
+    dry: bool,
+    format: &Format,
+    terminal: &mut Terminal,
+) -> Outcome<Vec<(Resource, Value)>> {
+    let mut applied: Vec<(Resource, Value)> = Vec::new();
+    for batch in batches(items) {
+        let results = join_all(batch.iter().map(|item| server.apply(item, dry))).await;
+        let mut refused = None;
+        for (item, done) in batch.iter().zip(results) {
+            let (change, object, warnings) = match done {
+                Ok(done) => done,
+                Err(refused) if dry && namespace_comes(items, item, &refused.error) => {
+                    (Change::Created, item.document.object.clone(), Vec::new())
+                }
+                Err(error) => {
+                    refused = refused.or(Some((item, error)));
+                    continue;
+                }
+            };
+            let printed = Printed { item, change, dry };
+            printed.print(&warnings, format, terminal)?;
+            applied.push((item.resource.clone(), object));
+        }
+        if let Some((item, error)) = refused {
+            return Err(stopped(item, &error, &applied, items.len()));
+        }
+    }
+    Ok(applied)
 }
 
 /// What is sent at once: neighbours of one kind, a few at a time. Between kinds the order of the manifests holds.
@@ -222,9 +253,11 @@ async fn check_all(server: &Server<'_>, items: &[Item<'_>]) -> Outcome<()> {
         for (item, result) in batch.iter().zip(results) {
             match result {
                 Ok(_) => {}
-                Err(error) if namespace_comes(items, item, &error) => {}
-                Err(error @ CallError::Status(_)) => report.diagnostics.extend(diagnose(item.document, &error)),
-                Err(error) => return Err(error.into()),
+                Err(refused) if namespace_comes(items, item, &refused.error) => {}
+                Err(refused) if matches!(refused.error, CallError::Status(_)) => {
+                    report.diagnostics.extend(diagnose(item.document, &refused));
+                }
+                Err(refused) => return Err(refused.error.into()),
             }
         }
     }
@@ -246,9 +279,9 @@ pub(super) fn namespace_comes(items: &[Item<'_>], item: &Item<'_>, error: &CallE
 }
 
 /// A failure after others were applied, or before.
-fn stopped(item: &Item<'_>, error: &CallError, applied: &[(Resource, Value)], documents: usize) -> Failure {
-    if !matches!(error, CallError::Status(_)) && applied.is_empty() {
-        return Failure::new(format!("{error}\nnothing was applied"));
+fn stopped(item: &Item<'_>, refused: &Refused, applied: &[(Resource, Value)], documents: usize) -> Failure {
+    if !matches!(refused.error, CallError::Status(_)) && applied.is_empty() {
+        return Failure::new(format!("{}\nnothing was applied", refused.error));
     }
     let names: Vec<String> = applied
         .iter()
@@ -256,7 +289,7 @@ fn stopped(item: &Item<'_>, error: &CallError, applied: &[(Resource, Value)], do
         .collect();
     let outcome = (!names.is_empty()).then(|| format!("applied: {}; nothing else was applied", names.join(", ")));
     Report {
-        diagnostics: diagnose(item.document, error),
+        diagnostics: diagnose(item.document, refused),
         documents,
         outcome,
     }
@@ -264,10 +297,17 @@ fn stopped(item: &Item<'_>, error: &CallError, applied: &[(Resource, Value)], do
 }
 
 /// What the server says, at the places that it speaks of.
-pub(super) fn diagnose(document: &Document, error: &CallError) -> Vec<Diagnostic> {
+pub(super) fn diagnose(document: &Document, refused: &Refused) -> Vec<Diagnostic> {
+    let error = &refused.error;
     let causes = error.causes().iter().filter(|cause| !cause.field.is_empty());
     let mut diagnostics: Vec<Diagnostic> = causes
-        .map(|cause| document.refused(&cause.reason, &cause.field, &cause.message))
+        .map(|cause| match cause.reason.as_str() {
+            "FieldManagerConflict" => conflict(document, &cause.field, &cause.message, &refused.live),
+            _ => match quoted_field(&cause.message, "unknown field \"") {
+                Some(field) => unknown(document, &field),
+                None => document.refused(&cause.reason, &cause.field, &cause.message),
+            },
+        })
         .collect();
     let message = error.to_string();
     if diagnostics.is_empty() {
@@ -280,6 +320,19 @@ pub(super) fn diagnose(document: &Document, error: &CallError) -> Vec<Diagnostic
         diagnostics.push(diagnostic);
     }
     diagnostics
+}
+
+/// A field that somebody else owns and holds another opinion about.
+fn conflict(document: &Document, field: &str, message: &str, live: &Value) -> Diagnostic {
+    let place = document.node.locate(field);
+    let owner = message.strip_prefix("conflict with ").unwrap_or(message);
+    let since = owners::since(live, message).map_or_else(String::new, |time| format!(" since {time}"));
+    let field = field.trim_start_matches('.');
+    let title = format!("`{field}` is owned by {owner}{since}, who says something else");
+    Diagnostic::new(Code::Conflict, &document.source, Some(place.span), title)
+        .label("would change it")
+        .help("to take the field: `mctl apply --force-conflicts`; to leave it to its owner: take it out of the manifest, or say the same")
+        .field(field)
 }
 
 fn quoted_field(message: &str, before: &str) -> Option<String> {
@@ -316,87 +369,119 @@ fn warn(document: &Document, warning: &str, style: crate::style::Style) -> Strin
     }
 }
 
-/// The server, and under which name changes are noted.
+/// The server, and who applies.
 pub(super) struct Server<'a> {
     pub(super) rest: &'a Rest,
+    /// Who owns what is applied.
     pub(super) manager: &'a str,
+    /// Whether fields that others own are taken.
+    pub(super) force: bool,
+}
+
+/// An object that was applied: what became of it, the object, and what the server warns of.
+pub(super) type Done = (Change, Value, Vec<String>);
+
+/// Why an object was not applied, and the object that is there.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) error: CallError,
+    pub(super) live: Value,
+}
+
+impl From<CallError> for Refused {
+    fn from(error: CallError) -> Refused {
+        Refused {
+            error,
+            live: Value::Null,
+        }
+    }
 }
 
 impl Server<'_> {
-    /// Creates the object, or changes what is different.
-    pub(super) async fn apply(&self, item: &Item<'_>, dry: bool) -> Result<(Change, Value, Vec<String>), CallError> {
-        let mut parameters = vec![("fieldManager", self.manager), ("fieldValidation", "Strict")];
+    /// Creates the object, or makes of it what is said.
+    pub(super) async fn apply(&self, item: &Item<'_>, dry: bool) -> Result<Done, Refused> {
+        let path = item.resource.object_path(&item.namespace, &item.document.name);
+        let mut live = match self.rest.get(&path).await {
+            Ok(live) => live,
+            Err(error) if error.is_not_found() => Value::Null,
+            Err(error) => return Err(error.into()),
+        };
+        if !dry && let Some(patch) = owners::taking_over(&live, self.manager) {
+            let answer = self
+                .rest
+                .call(Method::PATCH, &path, JSON, Some(Payload::json_patch(&patch)))
+                .await;
+            match answer {
+                Ok(answer) => live = answer.value,
+                // Somebody else wrote in between; what is applied does not depend on this.
+                Err(error) if error.code() == 409 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let force = if self.force { "true" } else { "false" };
+        let mut parameters = vec![
+            ("fieldManager", self.manager),
+            ("fieldValidation", "Strict"),
+            ("force", force),
+        ];
         if dry {
             parameters.push(("dryRun", "All"));
         }
-        let path = item.resource.object_path(&item.namespace, &item.document.name);
-        // Somebody else may create or delete the object in between; then the other way is tried.
-        let mut tries = 3;
-        loop {
-            tries -= 1;
-            let done = match self.rest.get(&path).await {
-                Ok(live) => self.change(item, &path, &parameters, live).await,
-                Err(error) if error.is_not_found() => self.create(item, &parameters).await,
-                Err(error) => Err(error),
-            };
-            match done {
-                Err(CallError::Status(status)) if status.reason == "AlreadyExists" && tries > 0 => {}
-                other => return other,
-            }
-        }
-    }
-
-    async fn create(
-        &self,
-        item: &Item<'_>,
-        parameters: &[(&str, &str)],
-    ) -> Result<(Change, Value, Vec<String>), CallError> {
-        let mut object = merge::with_last_applied(&item.object);
-        if let Some(metadata) = object["metadata"].as_object_mut() {
-            // What an export of another object left behind.
-            for field in [
-                "resourceVersion",
-                "uid",
-                "creationTimestamp",
-                "generation",
-                "managedFields",
-                "selfLink",
-            ] {
-                metadata.remove(field);
-            }
-        }
-        let path = with_query(&item.resource.path(Some(&item.namespace)), parameters);
-        let answer = self
+        let object = sendable(&item.object);
+        let path = with_query(&path, &parameters);
+        let sent = self
             .rest
-            .call(Method::POST, &path, JSON, Some(Payload::json(&object)))
-            .await?;
-        Ok((Change::Created, answer.value, answer.warnings))
-    }
-
-    async fn change(
-        &self,
-        item: &Item<'_>,
-        path: &str,
-        parameters: &[(&str, &str)],
-        live: Value,
-    ) -> Result<(Change, Value, Vec<String>), CallError> {
-        let last = merge::last_applied(&live);
-        let Some(patch) = merge::patch(last.as_ref(), &item.object, &live) else {
-            return Ok((Change::Unchanged, live, Vec::new()));
+            .call(Method::PATCH, &path, JSON, Some(Payload::apply(&object)))
+            .await;
+        let answer = match sent {
+            Ok(answer) => answer,
+            Err(error) => return Err(Refused { error, live }),
         };
-        let path = with_query(path, parameters);
-        let answer = self
-            .rest
-            .call(Method::PATCH, &path, JSON, Some(Payload::merge_patch(&patch)))
-            .await?;
-        // Two ways to write one value differ here and are the same to the server.
-        let same = answer.value["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"];
-        let dry = parameters.iter().any(|(name, _)| *name == "dryRun");
-        let change = if same && !dry {
+        let change = if live.is_null() {
+            Change::Created
+        } else if essence(&live) == essence(&answer.value) {
             Change::Unchanged
         } else {
             Change::Configured
         };
         Ok((change, answer.value, answer.warnings))
     }
+}
+
+/// The object without what only the server writes, which an export of another object may have left in it.
+fn sendable(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for field in [
+            "resourceVersion",
+            "uid",
+            "creationTimestamp",
+            "generation",
+            "managedFields",
+            "selfLink",
+        ] {
+            metadata.remove(field);
+        }
+    }
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    object
+}
+
+/// The object without what changes with every write.
+fn essence(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for field in ["managedFields", "resourceVersion", "generation"] {
+            metadata.remove(field);
+        }
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove(owners::LAST_APPLIED);
+        }
+    }
+    object
 }

@@ -7,7 +7,7 @@ use crate::cli::DescribeArgs;
 use crate::discovery::Resource;
 use crate::failure::{Exit, Outcome};
 use crate::manifest::diagnostic::clean;
-use crate::merge::LAST_APPLIED;
+use crate::owners::LAST_APPLIED;
 use crate::session::{Session, Target, Terminal, query};
 use crate::style::Style;
 use crate::table;

@@ -6,8 +6,8 @@ use crate::cli::DiffArgs;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::manifest::Report;
 use crate::manifest::diagnostic::clean;
-use crate::merge::LAST_APPLIED;
 use crate::output;
+use crate::owners::LAST_APPLIED;
 use crate::rest::CallError;
 use crate::session::{Session, Terminal, read_files};
 use crate::style::{Paint, Style};
@@ -29,7 +29,8 @@ pub async fn run(session: &Session, args: DiffArgs, terminal: &mut Terminal) -> 
     let items = items(session, &catalogue, &documents)?;
     let server = Server {
         rest: &session.rest,
-        manager: "mctl-client-side-apply",
+        manager: &args.field_manager,
+        force: args.force_conflicts,
     };
     let mut report = Report {
         documents: items.len(),
@@ -46,12 +47,12 @@ pub async fn run(session: &Session, args: DiffArgs, terminal: &mut Terminal) -> 
         };
         let after = match server.apply(item, true).await {
             Ok((_, after, _)) => after,
-            Err(error) if namespace_comes(&items, item, &error) => item.object.clone(),
-            Err(error @ CallError::Status(_)) => {
-                report.diagnostics.extend(diagnose(item.document, &error));
+            Err(refused) if namespace_comes(&items, item, &refused.error) => item.object.clone(),
+            Err(refused) if matches!(refused.error, CallError::Status(_)) => {
+                report.diagnostics.extend(diagnose(item.document, &refused));
                 continue;
             }
-            Err(error) => return Err(error.into()),
+            Err(refused) => return Err(refused.error.into()),
         };
         changes.push((format!("{}/{}", item.resource.title(), item.document.name), live, after));
     }

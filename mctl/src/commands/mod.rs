@@ -4,6 +4,7 @@ pub mod agent;
 pub mod agents;
 pub mod api_resources;
 pub mod apply;
+mod applyset;
 pub mod backup;
 pub mod config;
 pub mod cordon;

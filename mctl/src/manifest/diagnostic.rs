@@ -40,6 +40,8 @@ pub enum Code {
     UnknownKind = 112,
     /// The server refused it.
     Refused = 113,
+    /// Somebody else owns the field and says something else.
+    Conflict = 114,
 }
 
 impl fmt::Display for Code {

@@ -177,7 +177,11 @@ impl Node {
         for step in steps(path) {
             let index = step.parse::<usize>().ok();
             let below = match &node.value {
-                NodeValue::Sequence(items) => index.and_then(|index| items.get(index)).map(|item| (item, None)),
+                NodeValue::Sequence(items) => match index {
+                    Some(index) => items.get(index),
+                    None => items.iter().find(|item| item.is_item(&step)),
+                }
+                .map(|item| (item, None)),
                 _ => node.entry(&step).map(|entry| (&entry.value, Some(entry.key_span))),
             };
             let Some((value, key)) = below else {
@@ -193,6 +197,23 @@ impl Node {
             node = value;
         }
         place
+    }
+}
+
+impl Node {
+    /// Whether this is the item of a list that `name="a",port=1` or `="a"` means.
+    fn is_item(&self, step: &str) -> bool {
+        let same = |node: &Node, text: &str| node.to_json().to_string() == text;
+        match step.strip_prefix('=') {
+            Some(text) => same(self, text),
+            None => {
+                let pairs = step.split(',').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+                // A key that the manifest leaves out has its default.
+                let known = pairs.filter_map(|(key, text)| Some((self.get(key)?, text)));
+                let mut same = known.map(|(value, text)| same(value.as_ref(), text)).peekable();
+                same.peek().is_some() && same.all(|same| same)
+            }
+        }
     }
 }
 
@@ -214,7 +235,12 @@ fn steps(path: &str) -> Vec<String> {
     while !rest.is_empty() {
         if let Some(inner) = rest.strip_prefix('[') {
             let (step, behind) = inner.split_once(']').unwrap_or((inner, ""));
-            steps.push(step.trim_matches(['"', '\'']).to_owned());
+            let step = if step.contains('=') {
+                step
+            } else {
+                step.trim_matches(['"', '\''])
+            };
+            steps.push(step.to_owned());
             rest = behind.strip_prefix('.').unwrap_or(behind);
         } else {
             let end = rest.find(['.', '[']).unwrap_or(rest.len());
@@ -234,6 +260,10 @@ mod tests {
         assert_eq!(steps("spec.env[1].name"), ["spec", "env", "1", "name"]);
         assert_eq!(steps(".metadata.labels[app.x/y]"), ["metadata", "labels", "app.x/y"]);
         assert_eq!(steps("metadata.annotations[\"a\"]"), ["metadata", "annotations", "a"]);
+        assert_eq!(
+            steps(".spec.env[name=\"A\"].value"),
+            ["spec", "env", "name=\"A\"", "value"]
+        );
         assert_eq!(steps(""), Vec::<String>::new());
     }
 }
