@@ -6,6 +6,7 @@
 //! Tested by a corpus of bad manifests, by snapshots of what is printed, and against the real API server.
 
 pub mod age;
+pub mod apply_args;
 pub mod cli;
 pub mod commands;
 pub mod dev;

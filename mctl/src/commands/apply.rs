@@ -12,7 +12,8 @@ use futures::future::join_all;
 use http::Method;
 use serde_json::Value;
 
-use crate::cli::{ApplyArgs, DryRun};
+use crate::apply_args::ApplyArgs;
+use crate::cli::DryRun;
 use crate::discovery::{Catalogue, Resource};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::manifest::suggest::nearest;

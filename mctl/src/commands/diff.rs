@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::cli::DiffArgs;
+use crate::apply_args::DiffArgs;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::manifest::Report;
 use crate::manifest::diagnostic::clean;

@@ -203,7 +203,8 @@ impl Node {
 impl Node {
     /// Whether this is the item of a list that `name="a",port=1` or `="a"` means.
     fn is_item(&self, step: &str) -> bool {
-        let same = |node: &Node, text: &str| node.to_json().to_string() == text;
+        let same =
+            |node: &Node, text: &str| serde_json::from_str(text).is_ok_and(|value: Value| value == node.to_json());
         match step.strip_prefix('=') {
             Some(text) => same(self, text),
             None => {
