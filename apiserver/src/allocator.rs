@@ -3,7 +3,7 @@
 //! glibc gives every thread a heap of its own, keeps what is freed in each, and with every large block that is freed it learns to keep larger
 //! ones. A server allocates what it keeps for hours between what requests need for microseconds, on a dozen threads, and after
 //! some thousand tasks a third of its memory was holes. Two heaps and fixed bounds keep them small; each thread has a cache of its own
-//! before them. Measured side by side with jemalloc and mimalloc (`hack/decisions/0016-two-heaps.md`). What must never happen here: a
+//! before them. Measured side by side with jemalloc and mimalloc (`hack/decisions/0021-two-heaps.md`). What must never happen here: a
 //! setting that anything but size depends on. Tested by glibc taking all of them.
 
 /// Asks for it. To be called before there are threads; with another C library it does nothing.
