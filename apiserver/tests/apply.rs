@@ -42,7 +42,9 @@ fn owners(object: &Value) -> Vec<String> {
 }
 
 fn fields<'a>(object: &'a Value, manager: &str) -> &'a Value {
-    let entries = object["metadata"]["managedFields"].as_array().expect("there are owners");
+    let entries = object["metadata"]["managedFields"]
+        .as_array()
+        .expect("there are owners");
     let entry = entries.iter().find(|entry| entry["manager"] == manager);
     &entry.unwrap_or_else(|| panic!("{manager}: {entries:?}"))["fieldsV1"]
 }
