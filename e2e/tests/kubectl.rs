@@ -55,29 +55,21 @@ fn kubectl_and_mctl_apply_the_same_object_in_turn() -> Result<()> {
             .ok()
             .contains("created")
     );
+    let mctl = |value: &str| cluster.mctl_with(&["apply", "-f", "-"], &map(value)).ok();
+    let kubectl = |value: &str| cluster.kubectl(&["apply", "-f", "-"], &map(value)).ok();
     assert!(
-        cluster
-            .mctl_with(&["apply", "-f", "-"], &map("1"))
-            .ok()
-            .contains("unchanged")
+        mctl("1").contains("configured"),
+        "from now on the fields are mctl's, too"
     );
-    assert!(
-        cluster
-            .mctl_with(&["apply", "-f", "-"], &map("2"))
-            .ok()
-            .contains("configured")
-    );
-    assert!(
-        cluster
-            .kubectl(&["apply", "-f", "-"], &map("2"))
-            .ok()
-            .contains("unchanged")
-    );
-    assert!(
-        cluster
-            .kubectl(&["apply", "-f", "-"], &map("3"))
-            .ok()
-            .contains("configured")
-    );
+    assert!(mctl("1").contains("unchanged"));
+    assert!(mctl("2").contains("configured"));
+    kubectl("2");
+    assert!(kubectl("2").contains("unchanged"));
+    assert!(kubectl("3").contains("configured"));
+    assert!(mctl("4").contains("configured"));
+    let weight = cluster
+        .kubectl(&["get", "quota", "q", "-o", "jsonpath={.spec.weight}"], "")
+        .ok();
+    assert_eq!(weight, "4");
     Ok(())
 }
