@@ -1,6 +1,11 @@
 //! The GPUs of a machine through NVML's interface: the agent's own code and the real bindings, over a library that plays a script
 //! (`nvml/library.c`).
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the library is asked by a thread of its own, in real time"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -195,7 +195,7 @@ async fn a_server_of_another_authority_or_store_is_told_what_to_do() -> Result<(
     let mut elsewhere = cluster.server("s1", &["--etcd-prefix", "/elsewhere"])?;
     assert_ne!(elsewhere.wait()?, 0);
     assert!(
-        elsewhere.said().contains("belongs to the cluster"),
+        elsewhere.said().contains("holds no cluster under /elsewhere"),
         "{}",
         elsewhere.said()
     );

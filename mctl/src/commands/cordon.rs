@@ -84,7 +84,10 @@ mod tests {
             "status": {"devices": [{"uuid": "GPU-a", "model": "m", "memory": "1Gi", "health": "Healthy"}]},
         }))
         .expect("agent");
-        assert_eq!(holder(&[agent.clone()], "GPU-a").ok().as_deref(), Some("a1"));
+        assert_eq!(
+            holder(std::slice::from_ref(&agent), "GPU-a").ok().as_deref(),
+            Some("a1")
+        );
         assert!(holder(&[agent], "GPU-b").is_err());
         let now = Timestamp::UNIX_EPOCH;
         assert_eq!(

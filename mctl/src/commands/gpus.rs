@@ -194,7 +194,11 @@ mod tests {
             "spec": {"command": ["x"]}, "status": {"phase": "Running", "agent": "a1", "devices": ["GPU-a"]},
         }))
         .expect("task");
-        insta::assert_snapshot!(render(&join(vec![agent.clone()], &[task.clone()]), false, true));
+        insta::assert_snapshot!(render(
+            &join(vec![agent.clone()], std::slice::from_ref(&task)),
+            false,
+            true
+        ));
         insta::assert_snapshot!(render(&join(vec![agent.clone()], &[]), true, true));
         insta::assert_snapshot!(of_agent(&agent, &[task]));
     }
