@@ -8,7 +8,6 @@
 
 mod agents;
 mod controllers;
-mod disks;
 mod etcd;
 mod network;
 mod offers;
