@@ -353,8 +353,8 @@ impl Members {
                     sent = number;
                     under_way.push(async move { (number, member, request.await) });
                     next = Instant::now() + patience;
-                    // After 0.5, 1, 2 and 4 s, if nothing is heard.
-                    patience = if under_way.len() > 1 { patience * 2 } else { patience };
+                    // After 0.5, 1, 2 and 4 s, if nothing is heard. Others may fail at once a hundred times meanwhile.
+                    patience = if under_way.len() > 1 { (patience * 2).min(DEADLINE) } else { patience };
                 }
             }
         }
@@ -453,5 +453,30 @@ mod tests {
         assert_eq!(pulse.queued(4), None, "one that was sent later was answered");
         sleep(HEDGE).await;
         assert_eq!(pulse.queued(7), None, "nobody is answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_silent_among_many_that_fail_at_once_is_waited_for_until_the_end() {
+        let nowhere = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(str::to_owned);
+        let config = EtcdConfig::new(nowhere.into(), "/muster/test", 1);
+        let members = Members::new(&config).await.expect("nothing is sent yet");
+        let calls = std::cell::Cell::new(0u32);
+        let end = Instant::now() + DEADLINE;
+        let sent = members.insist(end, |_| {
+            calls.set(calls.get() + 1);
+            let first = calls.get() == 1;
+            async move {
+                if first {
+                    std::future::pending::<()>().await;
+                }
+                let refused = tonic::Status::unavailable("etcdserver: no leader");
+                Err::<(), _>(etcd_client::Error::GRpcStatus(refused))
+            }
+        });
+        let sent = sent.await;
+        assert!(matches!(sent.answer, Err(Trouble::Lost(_))), "{:?}", sent.answer);
+        assert!(!sent.alone, "the first may have arrived");
+        assert_eq!(Instant::now(), end);
+        assert!(calls.get() > 64, "{} attempts", calls.get());
     }
 }
