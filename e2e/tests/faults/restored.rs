@@ -9,10 +9,9 @@ use muster_client::Client;
 use muster_e2e::PATIENCE;
 use muster_e2e::evidence::PROBE;
 use muster_e2e::fleet::{Fleet, Shape, TASKS, task, until, until_task};
-use muster_e2e::lab::Lab;
 use serde_json::Value;
 
-use crate::world::lasting;
+use crate::world::{in_lab, lasting};
 
 const ONE: Shape = Shape {
     etcd: 1,
@@ -24,24 +23,12 @@ const ONE: Shape = Shape {
 
 /// Runs a story on a cluster that nobody records.
 fn unrecorded(story: impl AsyncFnOnce(&mut Fleet) -> Result<()> + Send) {
-    let run = || {
-        let lab = Lab::new()?;
-        let workers = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build();
-        workers.expect("the machine has threads").block_on(async {
-            let mut fleet = Fleet::start(lab, ONE).await?;
-            story(&mut fleet).await?;
-            fleet.pass();
-            Ok::<(), anyhow::Error>(())
-        })
-    };
-    match std::thread::scope(|scope| scope.spawn(run).join()) {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => panic!("{error:#}"),
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
+    in_lab(async |lab| {
+        let mut fleet = Fleet::start(lab, ONE).await?;
+        story(&mut fleet).await?;
+        fleet.pass();
+        Ok(())
+    });
 }
 
 async fn running(client: &Client, name: &str) -> Result<String> {

@@ -46,9 +46,24 @@ impl DerefMut for World {
 }
 
 /// Runs a story on a cluster of this shape. Afterwards the story must have been consistent, and nothing may have run twice.
-///
-/// The thread is the scenario's own, because it moves into a network of its own.
 pub(crate) fn scenario(shape: Shape, story: impl AsyncFnOnce(&mut World) -> Result<()> + Send) {
+    in_lab(async |lab| {
+        let mut world = World::start(lab, shape).await?;
+        let told = story(&mut world).await;
+        let judged = world.judge().await;
+        if let Err(error) = told.and(judged) {
+            println!("{}", world.tape.show());
+            return Err(error);
+        }
+        world.pass();
+        Ok(())
+    });
+}
+
+/// Runs something in a lab of its own; an error is a panic.
+///
+/// The thread is its own, too, because it moves into another network.
+pub(crate) fn in_lab(story: impl AsyncFnOnce(Lab) -> Result<()> + Send) {
     let run = || {
         // Before there are other threads: they are to be on the same network.
         let lab = Lab::new()?;
@@ -56,17 +71,7 @@ pub(crate) fn scenario(shape: Shape, story: impl AsyncFnOnce(&mut World) -> Resu
             .worker_threads(2)
             .enable_all()
             .build();
-        workers.expect("the machine has threads").block_on(async {
-            let mut world = World::start(lab, shape).await?;
-            let told = story(&mut world).await;
-            let judged = world.judge().await;
-            if let Err(error) = told.and(judged) {
-                println!("{}", world.tape.show());
-                return Err(error);
-            }
-            world.pass();
-            Ok(())
-        })
+        workers.expect("the machine has threads").block_on(story(lab))
     };
     let ended = std::thread::scope(|scope| scope.spawn(run).join());
     match ended {
