@@ -158,26 +158,13 @@ impl Registrar {
                 continue;
             };
             let wait = match self.ensure(&session.client, session.fence.revision).await {
-                Ok(()) => {
+                Ok(well) => {
                     backoff = Backoff::new();
                     if passed != Some(session.fence.revision) {
                         self.out.send_replace(Some(session));
                     }
-                    match &*self.health.borrow() {
-                        Health {
-                            quarantine: Some(_), ..
-                        } => CONFIRMATION_EVERY,
-                        // Somebody may be about to see to it.
-                        _ if self
-                            .devices
-                            .discover()
-                            .iter()
-                            .any(|device| device.health != DeviceHealth::Healthy) =>
-                        {
-                            CONFIRMATION_EVERY
-                        }
-                        _ => RESYNC,
-                    }
+                    // Somebody may be about to see to it.
+                    if well { RESYNC } else { CONFIRMATION_EVERY }
                 }
                 Err(Failed::Refused(error)) => return Err(error),
                 Err(Failed::Call(error)) => {
@@ -232,8 +219,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Makes the object, or makes it right.
-    async fn ensure(&self, client: &Client, session: u64) -> Result<(), Failed> {
+    /// Makes the object, or makes it right. Whether all is well with the machine.
+    async fn ensure(&self, client: &Client, session: u64) -> Result<bool, Failed> {
         let profile = &self.profile;
         let agent: Agent = match client.get(None, &profile.name).await {
             Ok(agent) => agent,
@@ -259,14 +246,17 @@ impl Registrar {
                 self.devices.trust(uuid, since.0);
             }
         }
-        let devices = devices::ordered(self.devices.discover(), &agent.spec.gpus);
+        let devices = self.devices.discover();
         let health = self.health.borrow().clone();
+        let sound = devices.iter().all(|device| device.health == DeviceHealth::Healthy);
+        let well = sound && health.quarantine.is_none();
+        let devices = devices::ordered(devices, &agent.spec.gpus);
         if let Some(status) = desired((profile, &health), devices, session, &agent, self.env.now()) {
             client
                 .patch_status::<Agent>(None, &profile.name, &Patch::Merge(json!({ "status": status })))
                 .await?;
         }
-        Ok(())
+        Ok(well)
     }
 }
 
