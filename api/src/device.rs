@@ -50,9 +50,9 @@ pub enum DeviceHealth {
     /// It may be offered.
     #[default]
     Healthy,
-    /// It is not offered, until it has been looked at again; tasks that have it go on.
+    /// It is not offered until nothing was wrong with it for a while, or while an operator says so; tasks that have it go on.
     Suspect,
-    /// It is not offered, and tasks that have it are stopped. It comes back when it has been reset and tested.
+    /// It is not offered, and tasks that have it are stopped. It wants a reset; `mctl uncordon gpu/UUID` brings it back.
     Cordoned,
     /// It is not offered, and tasks that have it are stopped. Somebody has to see to it.
     Faulty,

@@ -161,10 +161,6 @@ impl DeviceSource for CdiDevices {
         }
         Ok(edits)
     }
-
-    fn fault(&self, _: &str) -> Option<String> {
-        None
-    }
 }
 
 #[cfg(test)]

@@ -27,80 +27,53 @@ pub enum Finding {
     Lost,
 }
 
-/// What a finding asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Nothing: a program did it, or it is for the record.
-    Note,
-    /// It is not offered for a while.
-    Suspect,
-    /// It is taken out until it has been reset.
-    Cordon,
-    /// It is taken out until somebody has seen to it.
-    Fail,
-}
-
 /// What a finding means, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// The first time.
-    pub action: Action,
-    /// When it comes again soon.
-    pub again: Action,
+    /// What the GPU is the first time; healthy: a program did it, or it is for the record.
+    pub first: DeviceHealth,
+    /// What it is when it comes again soon.
+    pub again: DeviceHealth,
     /// In words.
     pub meaning: &'static str,
 }
 
 /// The policy: one row for each finding that is known.
 pub fn rule(finding: Finding) -> Rule {
-    let rule = |action, again, meaning| Rule { action, again, meaning };
-    match finding {
-        Finding::Lost => rule(
-            Action::Fail,
-            Action::Fail,
+    use DeviceHealth::{Cordoned, Faulty, Healthy, Suspect};
+    let (first, again, meaning) = match finding {
+        Finding::Lost | Finding::Xid(79) => (
+            Faulty,
+            Faulty,
             "it fell off the bus; restart the machine, and have it looked at if that happens again",
         ),
-        Finding::Xid(13 | 31 | 43 | 45 | 68 | 109) => {
-            rule(Action::Note, Action::Note, "a program did something wrong on it")
-        }
-        Finding::Xid(94) => rule(
-            Action::Note,
-            Action::Note,
+        Finding::Xid(13 | 31 | 43 | 45 | 68 | 109) => (Healthy, Healthy, "a program did something wrong on it"),
+        Finding::Xid(94) => (
+            Healthy,
+            Healthy,
             "a memory error ended the program that met it, and nothing else",
         ),
-        Finding::Xid(63 | 92) => rule(Action::Note, Action::Note, "its memory repaired itself"),
-        Finding::Xid(48) => rule(
-            Action::Cordon,
-            Action::Fail,
+        Finding::Xid(63 | 92) => (Healthy, Healthy, "its memory repaired itself"),
+        Finding::Xid(48) => (
+            Cordoned,
+            Faulty,
             "its memory has an error that cannot be corrected; reset it",
         ),
-        Finding::Xid(64) => rule(
-            Action::Cordon,
-            Action::Fail,
-            "its memory could not be repaired; reset it",
-        ),
-        Finding::Xid(74) => rule(Action::Suspect, Action::Cordon, "one of its NVLinks had an error"),
-        Finding::Xid(79) => rule(
-            Action::Fail,
-            Action::Fail,
-            "it fell off the bus; restart the machine, and have it looked at if that happens again",
-        ),
-        Finding::Xid(95) => rule(
-            Action::Cordon,
-            Action::Fail,
+        Finding::Xid(64) => (Cordoned, Faulty, "its memory could not be repaired; reset it"),
+        Finding::Xid(74) => (Suspect, Cordoned, "one of its NVLinks had an error"),
+        Finding::Xid(95) => (
+            Cordoned,
+            Faulty,
             "a memory error may have touched everything on it; reset it",
         ),
-        Finding::Xid(119 | 120) => rule(
-            Action::Cordon,
-            Action::Fail,
-            "its own processor does not answer; reset it",
-        ),
-        Finding::Xid(_) => rule(
-            Action::Suspect,
-            Action::Suspect,
+        Finding::Xid(119 | 120) => (Cordoned, Faulty, "its own processor does not answer; reset it"),
+        Finding::Xid(_) => (
+            Suspect,
+            Suspect,
             "the driver reports an error that is not known here; look it up in NVIDIA's catalogue",
         ),
-    }
+    };
+    Rule { first, again, meaning }
 }
 
 /// What is known of one GPU's health. Kept over restarts of the agent; a restart of the machine begins anew.
@@ -114,15 +87,6 @@ pub struct Record {
     pub last: Option<(Finding, Timestamp)>,
 }
 
-fn severity(action: Action) -> Option<DeviceHealth> {
-    match action {
-        Action::Note => None,
-        Action::Suspect => Some(DeviceHealth::Suspect),
-        Action::Cordon => Some(DeviceHealth::Cordoned),
-        Action::Fail => Some(DeviceHealth::Faulty),
-    }
-}
-
 fn since(earlier: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(earlier)).unwrap_or_default()
 }
@@ -134,9 +98,10 @@ impl Record {
         let repeated = self
             .last
             .is_some_and(|(last, at)| last == finding && since(at, now) <= REPEATS_WITHIN);
-        let Some(health) = severity(if repeated { rule.again } else { rule.action }) else {
+        let health = if repeated { rule.again } else { rule.first };
+        if health == DeviceHealth::Healthy {
             return self.clone();
-        };
+        }
         let what = match finding {
             Finding::Xid(number) => format!("XID {number}: "),
             Finding::Lost => String::new(),

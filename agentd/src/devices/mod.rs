@@ -36,8 +36,11 @@ pub trait DeviceSource: Send + Sync + 'static {
     /// [`UnknownDevice`], when one of them is not here.
     fn edits(&self, uuids: &[&str]) -> Result<Edits, UnknownDevice>;
 
-    /// Why tasks that have the device must not go on; `None` while they may. Called often and from pure code: no I/O.
-    fn fault(&self, uuid: &str) -> Option<String>;
+    /// Why tasks that have the device must not go on; `None` while they may, and where nobody watches. Called often and from pure code: no
+    /// I/O.
+    fn fault(&self, _uuid: &str) -> Option<String> {
+        None
+    }
 
     /// An operator has seen to the device: what was found wrong with it until then counts no more.
     fn trust(&self, _uuid: &str, _since: Timestamp) {}
@@ -110,10 +113,6 @@ impl DeviceSource for NoDevices {
             Some(uuid) => Err(UnknownDevice((*uuid).to_owned())),
             None => Ok(Edits::default()),
         }
-    }
-
-    fn fault(&self, _: &str) -> Option<String> {
-        None
     }
 }
 
