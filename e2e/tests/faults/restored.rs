@@ -21,6 +21,9 @@ const ONE: Shape = Shape {
     gpus: 0,
 };
 
+/// What nobody knows is asked for twice, half a minute apart, before it is stopped; the rest is patience.
+const UNTIL_FORGOTTEN: Duration = Duration::from_secs(60).saturating_add(PATIENCE);
+
 /// Runs a story on a cluster that nobody records.
 fn unrecorded(story: impl AsyncFnOnce(&mut Fleet) -> Result<()> + Send) {
     in_lab(async |lab| {
@@ -95,7 +98,7 @@ fn s22_etcd_restored_from_an_older_snapshot() {
         ensure!(said.contains("told to go on"), "{said}");
         regressed(&client, false).await?;
         let stopped = async || fleet.evidence.process_of(&new).is_none().then_some(());
-        until("what nobody knows to be stopped", PATIENCE, stopped).await?;
+        until("what nobody knows to be stopped", UNTIL_FORGOTTEN, stopped).await?;
         let task: Task = client.get(Some("default"), "old").await?;
         ensure!(
             task.phase() == Phase::Running && fleet.evidence.process_of(&old).is_some(),
