@@ -54,6 +54,11 @@ pub fn join_token(id: &str) -> Key {
     Key::new(format!("{JOIN_TOKENS}{id}"))
 }
 
+/// Whether a key is that of a join token.
+pub fn is_join_token(key: &Key) -> bool {
+    key.as_str().starts_with(JOIN_TOKENS)
+}
+
 /// Whether a key is that of a ledger.
 pub fn is_ledger(key: &Key) -> bool {
     key.as_str().starts_with(LEDGERS)

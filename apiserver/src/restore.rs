@@ -44,8 +44,9 @@ const MESSAGE: &str = "the cluster was restored from a backup while this task ha
 impl NewCluster {
     /// What becomes of the entry.
     pub fn fate(&self, key: &Key, value: &[u8]) -> Fate {
-        // Without its uid it gets a new one.
-        if keys::is_ledger(key) || *key == keys::cluster() {
+        // Without its uid it gets a new one, and without the hash of its authority that of whoever serves it first.
+        let identity = [keys::cluster(), keys::authority()].contains(key);
+        if identity || keys::is_ledger(key) || keys::is_join_token(key) {
             return Fate::Dropped;
         }
         match keys::parts(key.as_str()).map(|parts| parts.kind) {
@@ -214,6 +215,8 @@ mod tests {
         for key in [
             "ledger/a1",
             "meta/cluster",
+            "meta/authority",
+            keys::join_token("t").as_str(),
             "objects/muster.dev/offers/d/o",
             "objects/coordination.k8s.io/leases/muster-system/x",
         ] {

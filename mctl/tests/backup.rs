@@ -67,6 +67,7 @@ async fn left_behind(path: &Path) {
     create(&store, TASK, task.to_string()).await;
     create(&store, "ledger/a1", "{}".to_owned()).await;
     create(&store, "meta/cluster", "some-uid".to_owned()).await;
+    create(&store, "meta/authority", "some-hash".to_owned()).await;
 }
 
 async fn keys(store: &dyn Store) -> Vec<String> {
@@ -118,7 +119,7 @@ async fn a_cluster_is_saved_and_restored_as_itself_or_as_a_new_one() {
     assert!(refused(&["backup", "save", &file, "--data-dir", &data]).contains("exists already"));
     let shown = done(&["backup", "inspect", &file]);
     assert!(
-        shown.contains("3 entries of the cluster 00000000000000000000000000000017 at revision 3"),
+        shown.contains("4 entries of the cluster 00000000000000000000000000000017 at revision 4"),
         "{shown}"
     );
 
@@ -126,7 +127,10 @@ async fn a_cluster_is_saved_and_restored_as_itself_or_as_a_new_one() {
     done(&["backup", "restore", &file, "--data-dir", &same]);
     let store = opened(&places.path("same"));
     assert_eq!((store.store_uid(), phase(&store).await.0), (UID, json!("Running")));
-    assert_eq!(keys(&store).await, ["ledger/a1", "meta/cluster", TASK]);
+    assert_eq!(
+        keys(&store).await,
+        ["ledger/a1", "meta/authority", "meta/cluster", TASK]
+    );
     assert!(
         store.revision().await.expect("it is well") > 1_000_000_000,
         "no old version fits"
@@ -157,7 +161,10 @@ async fn a_cluster_moves_into_etcd() {
         .await
         .expect("etcd runs");
     assert_eq!((store.store_uid(), phase(&store).await.0), (UID, json!("Running")));
-    assert_eq!(keys(&store).await, ["ledger/a1", "meta/cluster", TASK]);
+    assert_eq!(
+        keys(&store).await,
+        ["ledger/a1", "meta/authority", "meta/cluster", TASK]
+    );
     let again = refused(&["store", "migrate", "--from", &data, "--etcd", &etcd]);
     assert!(
         again.contains("has to be beyond") || again.contains("not empty"),
@@ -166,7 +173,7 @@ async fn a_cluster_moves_into_etcd() {
 
     let file = places.text("file");
     done(&["backup", "save", &file, "--etcd", &etcd]);
-    assert!(done(&["backup", "inspect", &file]).contains("3 entries"));
+    assert!(done(&["backup", "inspect", &file]).contains("4 entries"));
     let elsewhere = ["--etcd", &etcd, "--etcd-prefix", "/muster/none"];
     let missing = refused(&[&["backup", "save", "x"], &elsewhere[..]].concat());
     assert!(missing.contains("holds no cluster"), "{missing}");
