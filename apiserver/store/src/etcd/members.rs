@@ -26,6 +26,8 @@ pub(super) const RENEWAL: Duration = Duration::from_secs(3);
 const HEDGE: Duration = Duration::from_millis(500);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How seldom a change of members is said aloud: without a quorum nobody answers, and everybody's turn comes many times a second.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(1);
 /// A member whose connection is silent for this long is asked for a sign of life: etcd takes offence at less than 5 s.
@@ -151,6 +153,8 @@ pub(super) struct Members {
     /// Whose turn it is; grows, so that late complaints about a former one are told from new ones.
     turn: signal::Sender<usize>,
     pulse: Mutex<Pulse>,
+    /// When a change of members was last said aloud.
+    said: Mutex<Option<Instant>>,
 }
 
 /// What was heard of what was sent: etcd answers in the order of its log, so whoever waits can tell a queue from a loss.
@@ -215,6 +219,7 @@ impl Members {
                 answered: 0,
                 at: Instant::now(),
             }),
+            said: Mutex::new(None),
         })
     }
 
@@ -236,7 +241,13 @@ impl Members {
         });
         if moved && self.clients.len() > 1 {
             let (from, to) = (self.url(member.turn), self.url(member.turn + 1));
-            tracing::warn!(from, to, why, "going on with another member of etcd");
+            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.is_some_and(|at| at.elapsed() < SAY_EVERY) {
+                tracing::debug!(from, to, why, "going on with another member of etcd");
+            } else {
+                *said = Some(Instant::now());
+                tracing::warn!(from, to, why, "going on with another member of etcd");
+            }
         }
     }
 
