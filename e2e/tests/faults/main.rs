@@ -8,6 +8,7 @@
 
 mod agents;
 mod controllers;
+mod disks;
 mod etcd;
 mod network;
 mod offers;
