@@ -70,6 +70,12 @@ impl Campaign {
         self.profile.unwrap_or(suits)
     }
 
+    /// Whether this is what a run looks for: something wrong, or with a planted bug, what that does wrong.
+    fn finds(&self, outcome: &Outcome) -> bool {
+        let shows = self.mutant.map_or("", Mutant::shows);
+        outcome.violations.iter().any(|violation| violation.contains(shows))
+    }
+
     /// How a seed is run again.
     fn again(&self, seed: u64) -> String {
         let mut again = format!("muster-sim --seed {seed}");
@@ -143,7 +149,7 @@ fn one(campaign: &Campaign, seed: u64) -> bool {
         .violations
         .iter()
         .for_each(|violation| println!("  {violation}"));
-    outcome.violations.is_empty() != campaign.mutant.is_some()
+    campaign.finds(&outcome) == campaign.mutant.is_some()
 }
 
 /// What became of many seeds.
@@ -151,7 +157,7 @@ fn one(campaign: &Campaign, seed: u64) -> bool {
 pub struct Verdict {
     /// How many were run.
     pub seeds: u64,
-    /// Those that failed, in order.
+    /// Those that failed, in order; with a planted bug, those that failed by it.
     pub failed: Vec<Outcome>,
     /// The sums of what was counted.
     pub figures: BTreeMap<&'static str, u64>,
@@ -174,7 +180,8 @@ pub fn all(campaign: &Campaign) -> Verdict {
                         return;
                     }
                     let outcome = judged(campaign, seed);
-                    if campaign.mutant.is_some() && !outcome.violations.is_empty() {
+                    let found = campaign.finds(&outcome);
+                    if campaign.mutant.is_some() && found {
                         next.store(end, Ordering::Relaxed);
                     }
                     let mut verdict = verdict.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,7 +189,7 @@ pub fn all(campaign: &Campaign) -> Verdict {
                     for (what, count) in &outcome.figures {
                         *verdict.figures.entry(what).or_default() += count;
                     }
-                    if !outcome.violations.is_empty() {
+                    if found {
                         verdict.failed.push(outcome);
                     }
                 }
