@@ -10,6 +10,7 @@ use clap::Parser;
 use muster_agentd::data_dir::DataDir;
 use muster_agentd::devices::{DeviceSource, GpuChoice};
 use muster_agentd::machine::{self, Claim};
+use muster_agentd::runtimes::{Choice, Opened};
 use muster_agentd::{Config, NodeServer, tls};
 use muster_api::duration::Span;
 use muster_api::env::{Env, SystemEnv};
@@ -19,7 +20,7 @@ use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::v1::{AgentCapacity, Versions};
 use muster_client::Client;
 use muster_client::kube::config::{KubeConfigOptions, Kubeconfig};
-use muster_runtime::{Images, ProcessRuntime, Runtime, process};
+use muster_runtime::{Images, process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -49,9 +50,9 @@ pub(crate) struct Args {
     /// Where the images of tasks are, as `mctl image import` leaves them. Default: images below --data-dir.
     #[arg(long, value_name = "PATH")]
     images: Option<PathBuf>,
-    /// What runs the tasks.
-    #[arg(long, value_enum, default_value = "process")]
-    runtime: RuntimeKind,
+    /// What runs the tasks: process, containerd[=SOCKET], or auto, which is containerd when one answers where it usually listens.
+    #[arg(long, default_value_t, value_name = "RUNTIME")]
+    runtime: Choice,
     /// The GPUs: auto (NVIDIA's, if there are any), none, nvml, cdi:VENDOR/CLASS, or simulated ones such as sim:8xH100.
     #[arg(long, default_value = "auto", value_name = "GPUS")]
     gpus: GpuChoice,
@@ -93,16 +94,10 @@ pub(crate) struct Args {
     log: String,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum RuntimeKind {
-    /// Commands on this machine, isolated, without a daemon.
-    Process,
-}
-
 /// Everything that an agent is run with.
 pub(crate) struct Parts {
     client: Client,
-    runtime: Arc<dyn Runtime>,
+    runtime: Opened,
     devices: Arc<dyn DeviceSource>,
     env: Arc<dyn Env>,
     config: Config,
@@ -125,7 +120,10 @@ fn file(path: &Path) -> anyhow::Result<String> {
 impl Parts {
     /// Runs the agent until it is told to stop.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), muster_agentd::Error> {
-        muster_agentd::run(self.client, self.runtime, self.devices, self.env, self.config, stop).await
+        let (runtime, close) = self.runtime.split();
+        let ran = muster_agentd::run(self.client, runtime, self.devices, self.env, self.config, stop).await;
+        close();
+        ran
     }
 }
 
@@ -165,19 +163,19 @@ impl Args {
             .gpus
             .open(&name, &self.data_dir, &claim.identity.boot_id, &env)
             .context("--gpus")?;
-        let RuntimeKind::Process = self.runtime;
-        let runtime = ProcessRuntime::new(process::Config {
+        let base = process::Config {
             hidden: self.secrets(),
             images: Images::new(self.images()?),
             ..process::Config::new(self.data_dir.join("runtime"))
-        })?;
+        };
+        let runtime = Opened::open(&self.runtime, base).await?;
         let config = Config {
             identity: claim.identity.clone(),
             attributes: self.attributes(),
             capacity: self.capacity()?,
             versions: Versions {
                 kernel: machine::read("/proc/sys/kernel/osrelease"),
-                runtime: format!("process/{}", env!("CARGO_PKG_VERSION")),
+                runtime: runtime.version.clone(),
                 ..Versions::default()
             },
             session_ttl: self.session_ttl.duration(),
@@ -189,7 +187,7 @@ impl Args {
         let client = self.client().await?;
         Ok(Parts {
             client,
-            runtime: Arc::new(runtime),
+            runtime,
             devices,
             env,
             config,

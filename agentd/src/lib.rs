@@ -23,6 +23,7 @@ pub mod plan;
 pub mod register;
 pub mod report;
 pub mod restart;
+pub mod runtimes;
 pub mod server;
 pub mod session;
 pub mod spec;

@@ -10,7 +10,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut args = std::env::args_os();
     // Before any thread: the containers are held by this executable, run again.
     if args.nth(1).as_deref() == Some("shim".as_ref()) {
-        return Ok(muster_runtime::process::shim_main());
+        return Ok(muster_runtime::process::shim_main(args));
     }
     start(&config::Args::parse())
 }

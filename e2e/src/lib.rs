@@ -114,6 +114,10 @@ impl Cluster {
             .arg(self.data_dir())
             .args(["--listen", "127.0.0.1:0"])
             .args(&self.args);
+        if !self.args.iter().any(|arg| arg == "--runtime") {
+            // Whatever else is on this machine.
+            command.args(["--runtime", "process"]);
+        }
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

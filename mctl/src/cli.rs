@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use muster_api::image::ImageReference;
 
 use crate::apply_args::{ApplyArgs, DiffArgs};
+use crate::commands::image::ImageCommand;
 use crate::commands::token::TokenCommand;
 use crate::dev::args::{AgentArgs, DevArgs, ServerArgs};
 use crate::store_args::{BackupCommand, StoreCommand};
@@ -417,38 +417,6 @@ pub enum ConfigCommand {
     },
     /// Print the configuration, without secrets.
     View,
-}
-
-/// `mctl image`.
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// Unpack an image into the directory of images of this machine's agent.
-    Import {
-        /// An OCI layout (a directory, or a tar archive of one), or what `docker save` wrote.
-        #[arg(value_name = "PATH")]
-        path: PathBuf,
-        /// What tasks call it, such as busybox:1.36.
-        #[arg(long, value_name = "NAME", value_parser = crate::commands::image::reference)]
-        tag: ImageReference,
-        /// The directory of images [default: ~/.local/share/muster/images, that of `mctl dev`].
-        #[arg(long, value_name = "DIRECTORY")]
-        images: Option<PathBuf>,
-    },
-    /// Show which images are here.
-    List {
-        /// The directory of images [default: ~/.local/share/muster/images, that of `mctl dev`].
-        #[arg(long, value_name = "DIRECTORY")]
-        images: Option<PathBuf>,
-    },
-    /// Delete an image that nobody runs from.
-    Delete {
-        /// Its name.
-        #[arg(value_name = "NAME", value_parser = crate::commands::image::reference)]
-        name: ImageReference,
-        /// The directory of images [default: ~/.local/share/muster/images, that of `mctl dev`].
-        #[arg(long, value_name = "DIRECTORY")]
-        images: Option<PathBuf>,
-    },
 }
 
 /// `mctl version`.

@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
     let mut args = std::env::args_os();
     // Before any thread: the containers of agents in this process are held by this executable, run again.
     if args.nth(1).as_deref() == Some("shim".as_ref()) {
-        return muster_runtime::process::shim_main();
+        return muster_runtime::process::shim_main(args);
     }
     let cli = Cli::parse();
     log(&cli.global);
@@ -48,7 +48,9 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Completion(args) => Ok(completion(args.shell)),
         Command::Config(command) => commands::config::run(&cli.global, command, &mut terminal),
-        Command::Image(command) => commands::image::run(command, &mut terminal),
+        Command::Image(command) => {
+            runtime().and_then(|runtime| runtime.block_on(commands::image::run(command, &mut terminal)))
+        }
         Command::Dev(args) => cluster().and_then(|runtime| runtime.block_on(dev::dev(*args, &mut terminal))),
         Command::Server(args) => cluster().and_then(|runtime| runtime.block_on(dev::server(*args, &mut terminal))),
         Command::Agent(args) if args.command.is_none() => {

@@ -21,7 +21,7 @@ const PARALLEL: usize = 8;
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|word| word == "shim") {
-        return shim_main();
+        return shim_main(args);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -23,6 +23,7 @@ use futures::stream::BoxStream;
 pub use fake::FakeRuntime;
 pub use images::Images;
 pub use process::ProcessRuntime;
+pub use process::containerd::{self, ContainerdRuntime};
 pub use types::{
     Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, Labels, Limits, LogChunk,
     LogLine, LogPosition, LogQuery, Mount, Rootfs, State, Stop, Stream, User,

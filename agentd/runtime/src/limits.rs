@@ -49,3 +49,32 @@ pub const IMAGE_LAYERS: usize = 128;
 
 /// The most bytes of a manifest or a configuration: what registries take.
 pub const IMAGE_DOCUMENT_BYTES: u64 = 4 << 20;
+
+/// How long one call to containerd may take. Those that run a program (runc, twice, and a shim) took 40 ms on an idle machine and 0.5 s with
+/// eight others on two cores; a hundred at once make 5 s. Within [`CREATE_DEADLINE`] there is time for the three calls of a start that hangs.
+pub const CONTAINERD_CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long [`create`](crate::Runtime::create) may take when containerd makes the container: four of its calls, and that many again to
+/// clean up what came of a failure.
+pub const CONTAINERD_CREATE_DEADLINE: Duration = Duration::from_secs(40);
+
+/// How long containerd may take to say its version when the runtime is opened: an answer takes a millisecond.
+pub const CONTAINERD_ANSWER: Duration = Duration::from_secs(5);
+
+/// How long after a failure it is tried again to take away what containerd has of containers that have exited.
+pub const CONTAINERD_TIDY_AGAIN: Duration = Duration::from_secs(5);
+
+/// How long one layer may take to be unpacked by containerd: 10 GiB at 50 MiB a second.
+pub const CONTAINERD_UNPACK_DEADLINE: Duration = Duration::from_secs(200);
+
+/// How long containerd keeps what is being imported or unpacked when nobody says that it is done: longer than the largest image takes.
+pub const CONTAINERD_LEASE: Duration = Duration::from_secs(24 * 3600);
+
+/// An index of images may point to an index, so often.
+pub const IMAGE_INDEXES: usize = 4;
+
+/// How much of an image is sent to containerd at once: a quarter of the message that it takes.
+pub const IMAGE_WRITE_BYTES: usize = 1 << 20;
+
+/// So many pieces of an image are read ahead: the disk and containerd each have one, and one waits.
+pub const IMAGE_WRITES: usize = 3;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use muster_agentd::data_dir::DataDir;
 use muster_agentd::devices::{DeviceSource, GpuChoice};
 use muster_agentd::machine::{self, Claim};
+use muster_agentd::runtimes::Opened;
 use muster_agentd::tls::Material;
 use muster_agentd::{Config, NodeServer, SESSION_TTL};
 use muster_api::env::{Env, SystemEnv};
@@ -16,7 +17,7 @@ use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
 use muster_api::v1::{AgentCapacity, Versions};
 use muster_client::Client;
-use muster_runtime::{FakeRuntime, Images, ProcessRuntime, Runtime, process};
+use muster_runtime::{FakeRuntime, Images, process};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,8 +32,7 @@ pub(super) struct Agent {
     /// What it has to give.
     pub(super) capacity: AgentCapacity,
     config: Config,
-    runtime: Arc<dyn Runtime>,
-    process: Option<Arc<ProcessRuntime>>,
+    runtime: Opened,
     devices: Arc<dyn DeviceSource>,
     /// Keeps the directory its own.
     _claim: Claim,
@@ -62,7 +62,7 @@ pub(super) struct Place<'a> {
 
 impl Agent {
     /// Makes everything ready; nothing is said to the API server yet. `claim` is on the place's directory.
-    pub(super) fn open(place: Place<'_>, claim: Claim, offered: &Offered) -> Outcome<Agent> {
+    pub(super) async fn open(place: Place<'_>, claim: Claim, offered: &Offered) -> Outcome<Agent> {
         let name = place.name;
         if let Some(problem) = names::dns_subdomain_problem(name) {
             return Err(Failure::new(format!(
@@ -79,11 +79,7 @@ impl Agent {
             .into_iter()
             .chain(offered.attributes.iter().cloned())
             .collect();
-        let Opened {
-            runtime,
-            process,
-            version,
-        } = runtime(&place, offered)?;
+        let runtime = runtime(&place, offered).await?;
         let config = Config {
             name: name.to_owned(),
             identity: claim.identity.clone(),
@@ -91,7 +87,7 @@ impl Agent {
             capacity: capacity.clone(),
             versions: Versions {
                 kernel: machine::read("/proc/sys/kernel/osrelease"),
-                runtime: version,
+                runtime: runtime.version.clone(),
                 ..Versions::default()
             },
             session_ttl: SESSION_TTL,
@@ -110,7 +106,6 @@ impl Agent {
             capacity: shown,
             config,
             runtime,
-            process,
             devices,
             _claim: claim,
         })
@@ -118,18 +113,9 @@ impl Agent {
 
     /// Runs it until it is told to stop.
     pub(super) async fn run(self, client: Client, stop: CancellationToken) -> Outcome<()> {
-        let ran = muster_agentd::run(
-            client,
-            self.runtime,
-            self.devices,
-            Arc::new(SystemEnv),
-            self.config,
-            stop,
-        )
-        .await;
-        if let Some(process) = self.process {
-            process.close();
-        }
+        let (runtime, close) = self.runtime.split();
+        let ran = muster_agentd::run(client, runtime, self.devices, Arc::new(SystemEnv), self.config, stop).await;
+        close();
         ran.map_err(|error| because(&format!("the agent {}", self.name), &error))
     }
 }
@@ -140,47 +126,24 @@ pub(super) async fn claim(directory: &Path) -> Outcome<Claim> {
     taken.map_err(|error| because("the agent", &error))
 }
 
-/// A runtime, what has to be closed of it at the end, and its version.
-struct Opened {
-    runtime: Arc<dyn Runtime>,
-    process: Option<Arc<ProcessRuntime>>,
-    version: String,
-}
-
-fn runtime(place: &Place<'_>, offered: &Offered) -> Outcome<Opened> {
-    let version = env!("CARGO_PKG_VERSION");
-    match offered.runtime {
-        RuntimeKind::Fake => {
-            let clock = || SystemEnv.now().as_millisecond();
-            let (runtime, version) = (Arc::new(FakeRuntime::new(clock)), format!("fake/{version}"));
-            Ok(Opened {
-                runtime,
-                process: None,
-                version,
-            })
-        }
-        RuntimeKind::Process => {
-            let hidden = place
-                .hidden
-                .iter()
-                .chain([&place.directory])
-                .filter_map(|path| path.canonicalize().ok());
-            let images = offered.images.as_ref().unwrap_or(&place.images);
-            let images = std::path::absolute(images).map_err(|error| because("--images", &error))?;
-            let config = process::Config {
-                hidden: hidden.collect(),
-                images: Images::new(images),
-                ..process::Config::new(place.directory.join("runtime"))
-            };
-            let runtime =
-                Arc::new(ProcessRuntime::new(config).map_err(|error| because("the process runtime", &error))?);
-            Ok(Opened {
-                runtime: runtime.clone(),
-                process: Some(runtime),
-                version: format!("process/{version}"),
-            })
-        }
-    }
+async fn runtime(place: &Place<'_>, offered: &Offered) -> Outcome<Opened> {
+    let RuntimeKind::Real(choice) = &offered.runtime else {
+        let runtime = FakeRuntime::new(|| SystemEnv.now().as_millisecond());
+        return Ok(Opened::new(
+            Arc::new(runtime),
+            format!("fake/{}", env!("CARGO_PKG_VERSION")),
+        ));
+    };
+    let hidden = place.hidden.iter().chain([&place.directory]);
+    let images = offered.images.as_ref().unwrap_or(&place.images);
+    let images = std::path::absolute(images).map_err(|error| because("--images", &error))?;
+    let base = process::Config {
+        hidden: hidden.filter_map(|path| path.canonicalize().ok()).collect(),
+        images: Images::new(images),
+        ..process::Config::new(place.directory.join("runtime"))
+    };
+    let opened = Opened::open(choice, base).await;
+    opened.map_err(|error| because(&format!("--runtime {choice}"), &error))
 }
 
 /// The devices of the machine are given out by one agent of it.

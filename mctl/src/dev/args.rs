@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use muster_agentd::devices::GpuChoice;
+use muster_agentd::runtimes::Choice;
 use muster_api::duration::Span;
 use muster_api::join::JoinToken;
 use muster_api::names;
@@ -18,14 +20,23 @@ use crate::etcd_args::EtcdArgs;
 pub const LEASE_TTL: &str = "3s";
 
 /// How agents run tasks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeKind {
-    /// As isolated processes of this machine.
-    #[default]
-    Process,
+    /// Really.
+    Real(Choice),
     /// Not at all: tasks only seem to run.
-    #[value(hide = true)]
     Fake,
+}
+
+impl FromStr for RuntimeKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RuntimeKind, String> {
+        match text {
+            "fake" => Ok(RuntimeKind::Fake),
+            text => text.parse().map(RuntimeKind::Real),
+        }
+    }
 }
 
 /// What an agent offers; default: what the machine has.
@@ -47,8 +58,9 @@ pub struct Offered {
     /// What tasks may select agents by, such as zone=a,rack=7.
     #[arg(long, value_delimiter = ',', value_parser = attribute, value_name = "KEY=VALUE")]
     pub attributes: Vec<(String, String)>,
-    /// How tasks are run.
-    #[arg(long, value_enum, default_value_t)]
+    /// How tasks are run: as isolated processes (process), by containerd (containerd[=SOCKET]), or by containerd when one answers where it
+    /// usually listens, else as processes (auto).
+    #[arg(long, default_value = "auto", value_name = "RUNTIME")]
     pub runtime: RuntimeKind,
     /// Where the images of tasks are, see `mctl image` [default: images below --data-dir].
     #[arg(long, value_name = "DIRECTORY")]

@@ -200,7 +200,7 @@ async fn open(
         }),
         stop_tasks: true,
     };
-    Agent::open(place, claim, offered)
+    Agent::open(place, claim, offered).await
 }
 
 fn default_ports() -> PortSet {
@@ -366,7 +366,7 @@ pub async fn agent(args: AgentArgs, servers: &[String], terminal: &mut Terminal)
             tls: invited.tls,
             stop_tasks: args.stop_tasks_on_shutdown,
         };
-        let agent = Agent::open(place, claim, &args.offered)?;
+        let agent = Agent::open(place, claim, &args.offered).await?;
         say(terminal, format!("agent       {}: {}", invited.name, capacity(&agent)));
         return agent.run(invited.client, stop).await.map(|()| Exit::Done);
     }
@@ -389,7 +389,7 @@ pub async fn agent(args: AgentArgs, servers: &[String], terminal: &mut Terminal)
         tls: keeper.material(),
         stop_tasks: args.stop_tasks_on_shutdown,
     };
-    let agent = Agent::open(place, claim, &args.offered)?;
+    let agent = Agent::open(place, claim, &args.offered).await?;
     say(terminal, format!("agent       {name}: {}", capacity(&agent)));
     let client = keeper.client.clone();
     let keeping = tokio::spawn(keeper.keep(stop.clone()));

@@ -61,7 +61,7 @@ struct BundleProcess {
 pub(super) fn read(directory: &Path, rootfs: &Path) -> Result<Defaults, ImageError> {
     let image = directory.join("image.json");
     if image.is_file() {
-        return of_image(&document(&image)?, rootfs);
+        return of_image(&document(&image)?, &[rootfs.to_owned()]);
     }
     let path = directory.join("config.json");
     let bundle: Bundle =
@@ -90,8 +90,8 @@ fn document(path: &Path) -> Result<Vec<u8>, ImageError> {
     fs::read(path).map_err(failed)
 }
 
-/// Reads the configuration that came with an image.
-pub(super) fn of_image(bytes: &[u8], rootfs: &Path) -> Result<Defaults, ImageError> {
+/// Reads the configuration that came with an image. `roots`: the directories that together are its root, the uppermost first.
+pub(crate) fn of_image(bytes: &[u8], roots: &[PathBuf]) -> Result<Defaults, ImageError> {
     let image: ImageConfiguration =
         serde_json::from_slice(bytes).map_err(|error| invalid(format!("the configuration of the image: {error}")))?;
     let Some(config) = image.config() else {
@@ -105,7 +105,7 @@ pub(super) fn of_image(bytes: &[u8], rootfs: &Path) -> Result<Defaults, ImageErr
         working_dir: text(config.working_dir())
             .map(PathBuf::from)
             .filter(|path| path.is_absolute()),
-        user: text(config.user()).map(|user| resolve(&user, rootfs)).transpose()?,
+        user: text(config.user()).map(|user| resolve(&user, roots)).transpose()?,
     })
 }
 
@@ -116,7 +116,7 @@ fn environment(pairs: &[String]) -> BTreeMap<String, String> {
 }
 
 /// `user[:group]`, by number or by a name of the image's own files.
-fn resolve(text: &str, rootfs: &Path) -> Result<User, ImageError> {
+fn resolve(text: &str, roots: &[PathBuf]) -> Result<User, ImageError> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),
@@ -127,7 +127,7 @@ fn resolve(text: &str, rootfs: &Path) -> Result<User, ImageError> {
         ))
     };
     let line = |file: &str, name: &str| {
-        let lines = inside(rootfs, file).unwrap_or_default();
+        let lines = roots.iter().find_map(|root| inside(root, file)).unwrap_or_default();
         let found = lines.lines().find(|line| line.split(':').next() == Some(name));
         found.map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>())
     };

@@ -11,13 +11,10 @@ use serde::Deserialize;
 use super::source::{Digested, Source, digest, too_large};
 use super::unpack::Unpacker;
 use super::{ImageError, Images, config, failed, invalid, is_image};
-use crate::limits::{IMAGE_BYTES, IMAGE_LAYERS};
+use crate::limits::{IMAGE_BYTES, IMAGE_INDEXES, IMAGE_LAYERS};
 
 /// The annotation by which a layout names what is in it.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-/// An index may point to an index, so often.
-const INDEXES_MAX: usize = 4;
 
 /// What an import has made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +40,18 @@ struct Saved {
 }
 
 /// What has to be unpacked.
-struct Contents {
-    manifest: Option<String>,
-    config: Vec<u8>,
+pub(super) struct Contents {
+    /// Its digest and what it is; `docker save` writes none.
+    pub(super) manifest: Option<(String, Manifest)>,
+    pub(super) config: Vec<u8>,
     /// By their names in the source, with the digest of the blob if there is one.
-    layers: Vec<(String, Option<String>)>,
+    pub(super) layers: Vec<(String, Option<String>)>,
+}
+
+/// A manifest as it is, and what it says that it is.
+pub(super) struct Manifest {
+    pub(super) media_type: String,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Images {
@@ -85,14 +89,7 @@ impl Images {
     fn unpack(&self, path: &Path, name: &str, wanted: Option<&str>, staging: &Path) -> Result<Imported, ImageError> {
         let source = Source::open(path, staging)?;
         let contents = contents(&source, name)?;
-        if let (Some(wanted), found) = (wanted, contents.manifest.as_deref())
-            && found != Some(wanted)
-        {
-            let found = found.unwrap_or("none: it is an archive of `docker save`");
-            return Err(invalid(format!(
-                "the digest of the image is {found}, and {wanted} was asked for"
-            )));
-        }
+        contents.expect(wanted)?;
         let image = staging.join("image");
         let rootfs = image.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(failed("making the image"))?;
@@ -111,14 +108,30 @@ impl Images {
             self::layer(&source, layer, digest.as_deref(), diff_id, &mut unpacker)?;
         }
         // Now, so that an image that cannot be run is noticed here.
-        config::of_image(&contents.config, &rootfs)?;
+        config::of_image(&contents.config, std::slice::from_ref(&rootfs))?;
         fs::write(image.join("image.json"), &contents.config).map_err(failed("writing the configuration"))?;
         Ok(Imported {
-            digest: contents.manifest,
+            digest: contents.manifest.map(|(digest, _)| digest),
             files: unpacker.files(),
             bytes: unpacker.bytes(),
             skipped: unpacker.skipped(),
         })
+    }
+}
+
+impl Contents {
+    /// Refuses a manifest that is not the one that was asked for.
+    pub(super) fn expect(&self, wanted: Option<&str>) -> Result<(), ImageError> {
+        let found = self.manifest.as_ref().map(|(digest, _)| digest.as_str());
+        match wanted {
+            Some(wanted) if found != Some(wanted) => {
+                let found = found.unwrap_or("none: it is an archive of `docker save`");
+                Err(invalid(format!(
+                    "the digest of the image is {found}, and {wanted} was asked for"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -158,7 +171,7 @@ fn layer(
     digest.map_or(Ok(()), |digest| blob.verify(digest, &what))
 }
 
-fn contents(source: &Source, name: &str) -> Result<Contents, ImageError> {
+pub(super) fn contents(source: &Source, name: &str) -> Result<Contents, ImageError> {
     if let Some(index) = source.document("index.json")? {
         return layout(source, &index, name);
     }
@@ -199,27 +212,32 @@ fn layout(source: &Source, index: &[u8], name: &str) -> Result<Contents, ImageEr
             break chosen;
         }
         depth += 1;
-        if depth > INDEXES_MAX {
+        if depth > IMAGE_INDEXES {
             return Err(invalid("its indexes point to each other"));
         }
         index = serde_json::from_slice(&blob(source, &chosen)?)
             .map_err(|error| invalid(format!("the index {}: {error}", chosen.digest())))?;
     };
-    let manifest: ImageManifest = serde_json::from_slice(&blob(source, &descriptor)?)
+    let bytes = blob(source, &descriptor)?;
+    let manifest: ImageManifest = serde_json::from_slice(&bytes)
         .map_err(|error| invalid(format!("the manifest {}: {error}", descriptor.digest())))?;
     let layers = manifest.layers().iter().map(|layer| {
         let digest = layer.digest().to_string();
         Ok((blob_name(&digest)?, Some(digest)))
     });
+    let known = Manifest {
+        media_type: descriptor.media_type().to_string(),
+        bytes,
+    };
     Ok(Contents {
-        manifest: Some(descriptor.digest().to_string()),
+        manifest: Some((descriptor.digest().to_string(), known)),
         config: blob(source, manifest.config())?,
         layers: layers.collect::<Result<_, ImageError>>()?,
     })
 }
 
 /// The image for this machine; among several, the one that is named so.
-fn choose(index: &ImageIndex, name: &str) -> Result<Descriptor, ImageError> {
+pub(crate) fn choose(index: &ImageIndex, name: &str) -> Result<Descriptor, ImageError> {
     let here = |descriptor: &&Descriptor| {
         let platform = descriptor.platform().as_ref();
         platform.is_none_or(|platform| *platform.os() == Os::Linux && *platform.architecture() == Arch::default())

@@ -7,6 +7,7 @@
 //! It promises: no name and no archive reads or writes a path outside of the root; what was imported is what its digests say. What must
 //! never happen here: an image changed while somebody runs from it. Tested by hostile archives, and by the process runtime.
 
+mod blobs;
 mod config;
 mod import;
 mod source;
@@ -20,8 +21,11 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+pub(crate) use blobs::{Blob, Blobs};
 pub use config::Defaults;
+pub(crate) use config::of_image;
 pub use import::Imported;
+pub(crate) use import::choose;
 
 /// How many names a message lists.
 const SHOWN_MAX: usize = 20;

@@ -130,6 +130,11 @@ impl<R: Read> Digested<R> {
         }
     }
 
+    /// The digest of what was read.
+    pub(super) fn digest(self) -> String {
+        digest_text(self.hash)
+    }
+
     /// Reads the rest, and says whether all of it had this digest.
     pub(super) fn verify(mut self, digest: &str, what: &str) -> Result<(), ImageError> {
         io::copy(&mut self, &mut io::sink()).map_err(failed(format!("reading {what}")))?;

@@ -413,7 +413,7 @@ fn users_are_looked_up_inside_of_the_image() {
     symlink("/etc/passwd", rootfs.join("etc/passwd")).expect("made");
     let user = |text: &str| {
         let config = json!({ "architecture": "amd64", "os": "linux", "config": { "User": text }, "rootfs": { "type": "layers", "diff_ids": [] } });
-        config::of_image(config.to_string().as_bytes(), rootfs).map(|defaults| defaults.user)
+        config::of_image(config.to_string().as_bytes(), &[rootfs.to_owned()]).map(|defaults| defaults.user)
     };
     assert_eq!(user("5").expect("a number"), Some(User { uid: 5, gid: 0 }));
     assert_eq!(user("5:6").expect("numbers"), Some(User { uid: 5, gid: 6 }));

@@ -11,6 +11,9 @@
 //! | `shim.log` | shim | what went wrong with it |
 //! | `status` | shim | the first process, and since when the command runs ([`Status`]) |
 //! | `log`, `log.1` | shim | see [`super::logs`] |
+//! | `init/` | agent, shim | in a container of containerd: its first process, and the socket that this calls the shim by |
+//! | `elsewhere` | agent | there while containerd has something that belongs to the container |
+//! | `making` | agent | locked while it has containerd make the container |
 //! | `exit` | shim, or the agent when the shim was lost | the [`Exit`]; there when everything has ended |
 //! | `sandbox/`, `tmp/`, `upper/`, `work/` | the container | its files |
 //!
@@ -34,6 +37,12 @@ use crate::{ContainerSpec, Exit};
 
 /// An empty directory next to those of all containers: where each, in a mount namespace of its own, puts its root directory together.
 pub(super) const ROOT: &str = "root";
+/// The directory with the first process of a container of containerd.
+pub(super) const INIT: &str = "init";
+/// The socket in it.
+pub(super) const INIT_SOCKET: &str = "shim";
+/// There while containerd has something that belongs to the container.
+pub(super) const ELSEWHERE: &str = "elsewhere";
 
 /// What a shim has to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,6 +69,15 @@ pub(super) enum Held {
         links: Vec<(PathBuf, PathBuf)>,
         /// The read-only directory to put below the root; without one, the root holds mount points and links only.
         image: Option<PathBuf>,
+    },
+    /// By containerd, in a container that is told what to run by its first process.
+    Contained {
+        /// Absolute in every hierarchy.
+        cgroup: String,
+        /// The first word of the command, for messages.
+        command: String,
+        /// Where the command starts, inside.
+        cwd: PathBuf,
     },
     /// As a plain process.
     Plain {
@@ -193,13 +211,23 @@ impl Directory {
         Ok(locked(fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file())))?.then_some(Locked(file)))
     }
 
+    /// Locks it for whoever has it made elsewhere, or takes away what was left half made; `None`: somebody is at it.
+    pub(super) fn lock_making(&self) -> io::Result<Option<Locked>> {
+        let file = self.file_to_lock("making")?;
+        Ok(locked(fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file())))?.then_some(Locked(file)))
+    }
+
     fn lock_file(&self) -> io::Result<File> {
+        self.file_to_lock("lock")
+    }
+
+    fn file_to_lock(&self, name: &str) -> io::Result<File> {
         OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(self.join("lock"))
+            .open(self.join(name))
     }
 
     /// The shim that holds the lock.

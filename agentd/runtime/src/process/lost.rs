@@ -44,7 +44,7 @@ pub(super) fn end(directory: &Directory, hierarchies: Option<&Hierarchies>) -> i
         return Ok(Some(false));
     };
     match plan.isolation {
-        Held::Isolated { cgroup, .. } => {
+        Held::Isolated { cgroup, .. } | Held::Contained { cgroup, .. } => {
             let hierarchies = hierarchies.cloned().map_or_else(Hierarchies::detect, Ok)?;
             let cgroup = Cgroup::new(hierarchies, &cgroup);
             let oom_killed = cgroup.oom_kills() > 0;

@@ -18,6 +18,7 @@
 mod cgroup;
 mod clock;
 mod config;
+pub mod containerd;
 mod control;
 mod directory;
 mod filter;
@@ -25,11 +26,13 @@ mod host;
 mod init;
 mod logs;
 mod lost;
+mod maker;
 mod prepare;
 mod shared;
 mod shim;
 mod shims;
 mod sys;
+mod unmake;
 
 use std::fs;
 use std::future::Future;
@@ -44,10 +47,11 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
+use crate::limits::{CALL_DEADLINE, CONTAINERD_CREATE_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
 use crate::{Container, ContainerId, ContainerSpec, Error, Guard, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
 use control::{Created, LINE_MAX, Reply, Request};
 use directory::{Directory, ROOT};
+use maker::Maker;
 use shared::{Listed, Shared, blocking, lock, system};
 use shims::{Asked, Shims};
 
@@ -81,6 +85,10 @@ impl ProcessRuntime {
     /// # Errors
     /// When the state directory cannot be made or read.
     pub fn new(config: Config) -> Result<ProcessRuntime, Error> {
+        ProcessRuntime::with(config, None)
+    }
+
+    fn with(config: Config, maker: Option<Arc<dyn Maker>>) -> Result<ProcessRuntime, Error> {
         let failed = |error: io::Error| system(&format!("state directory {}", config.state_dir.display()), &error);
         Directory::at(config.state_dir.join("containers"))
             .make()
@@ -93,7 +101,10 @@ impl ProcessRuntime {
         prepare::empty_trash(&config.state_dir);
         let (hierarchies, isolation) = prepare::isolation(&config);
         let shims = Shims::new(config.shim.clone(), config.state_dir.join("shims.log"));
-        if let Err(error) = shims.begin() {
+        // A maker begins shims in a way of its own.
+        if maker.is_none()
+            && let Err(error) = shims.begin()
+        {
             tracing::warn!(%error, "shims cannot be made now; tried again with the first container");
         }
         let shared = Shared {
@@ -101,6 +112,7 @@ impl ProcessRuntime {
             shims,
             hierarchies,
             isolation,
+            maker,
             version: watch::Sender::new(0),
             watched: Mutex::default(),
             settling: Mutex::default(),
@@ -273,23 +285,33 @@ impl Shared {
         }
     }
 
+    /// Has a shim make the container.
+    async fn have_made(
+        self: &Arc<Self>,
+        directory: &Directory,
+        id: &ContainerId,
+        spec: &ContainerSpec,
+    ) -> Result<Made, Error> {
+        let (shared, whole, known) = (Arc::clone(self), directory.clone(), (id.clone(), spec.clone()));
+        let prepared = blocking("preparing the container", move || {
+            prepare::prepare(&shared.config, shared.hierarchies.as_ref(), &whole, &known.0, &known.1)
+        });
+        prepared.await?;
+        self.spawn(directory).await
+    }
+
     async fn create_now(self: &Arc<Self>, id: &ContainerId, spec: &ContainerSpec) -> Result<(), Error> {
         let directory = self.directory(id);
         let _turn = self.turn(id).await;
         let mut tried = 0;
         // Until it is there: another agent, or one that has died, may be making it, and the server of shims may end.
         while !self.exists(&directory, id, spec).await? {
-            let (shared, whole, known) = (Arc::clone(self), directory.clone(), (id.clone(), spec.clone()));
-            let prepared = blocking("preparing the container", move || {
-                if !shared.discard(&whole)? {
-                    return Ok(false);
-                }
-                let hierarchies = shared.hierarchies.as_ref();
-                prepare::prepare(&shared.config, hierarchies, &whole, &known.0, &known.1).map(|()| true)
-            });
-            let made = match prepared.await {
-                Ok(true) => self.spawn(&directory).await,
-                other => other.map(|_| Made::Elsewhere),
+            if !self.discard_whole(id, &directory).await? {
+                continue;
+            }
+            let made = match &self.maker {
+                Some(maker) => maker.make(self, &directory, id, spec).await.map(|()| Made::Created),
+                None => self.have_made(&directory, id, spec).await,
             };
             let failed = match made {
                 Ok(Made::Created) => break,
@@ -301,8 +323,10 @@ impl Shared {
                 Err(error) => Err(error),
             };
             if let Err(error) = failed {
-                let shared = Arc::clone(self);
-                blocking("removing what was prepared", move || shared.discard(&directory)).await?;
+                if let Err(error) = self.give_up(id, &directory).await {
+                    // The next call on this container finds it.
+                    tracing::warn!(container = %id, %error, "what was made of it stays for now");
+                }
                 return Err(error);
             }
         }
@@ -357,12 +381,8 @@ impl Shared {
             }
             None => {}
         }
-        loop {
-            let (shared, directory) = (Arc::clone(self), directory.clone());
-            if blocking("removing the container", move || shared.discard(&directory)).await? {
-                break;
-            }
-            // The shim cleans up after it has written the exit.
+        // The shim cleans up after it has written the exit.
+        while !self.discard_whole(id, &directory).await? {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         self.changed();
@@ -406,12 +426,13 @@ impl Runtime for ProcessRuntime {
     async fn create(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<(), Error> {
         spec.check()?;
         let (shared, id, spec) = (Arc::clone(&self.shared), id.clone(), spec.clone());
-        self.to_its_end(
-            "create",
-            CREATE_DEADLINE,
-            async move { shared.create_now(&id, &spec).await },
-        )
-        .await
+        let deadline = if shared.maker.is_some() {
+            CONTAINERD_CREATE_DEADLINE
+        } else {
+            CREATE_DEADLINE
+        };
+        self.to_its_end("create", deadline, async move { shared.create_now(&id, &spec).await })
+            .await
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), Error> {

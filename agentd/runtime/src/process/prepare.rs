@@ -16,7 +16,7 @@ use super::directory::{Directory, Held, Plan, ROOT};
 use super::host;
 use super::shared::system;
 use super::shim::Watched;
-use crate::images::ImageError;
+use crate::images::{Defaults, ImageError};
 use crate::spec::{SANDBOX, Site, environment, generate};
 use crate::{ContainerId, ContainerSpec, Error, Images, Isolation, Rootfs};
 
@@ -67,6 +67,17 @@ pub(super) fn prepare(
     let failed = |error: io::Error| system("preparing the container", &error);
     // What is kept is what was asked for; what is made is what came of it.
     let (asked, spec) = (spec, &with_image(&config.images, spec, hierarchies.is_some())?);
+    let sandbox = begin(directory, spec)?;
+    let isolation = match hierarchies {
+        Some(hierarchies) => isolated(config, hierarchies, directory, id, spec)?,
+        None => plain(&sandbox, spec)?,
+    };
+    finish(config, directory, isolation, asked).map_err(failed)
+}
+
+/// Makes the directory and, in it, the sandbox.
+pub(super) fn begin(directory: &Directory, spec: &ContainerSpec) -> Result<PathBuf, Error> {
+    let failed = |error: io::Error| system("preparing the container", &error);
     check_paths(spec)?;
     directory.make().map_err(failed)?;
     let sandbox = directory.make_inner("sandbox", 0o700).map_err(failed)?;
@@ -75,31 +86,27 @@ pub(super) fn prepare(
     {
         chown(&sandbox, Some(user.uid), Some(user.gid)).map_err(failed)?;
     }
-    let isolation = match hierarchies {
-        Some(hierarchies) => isolated(config, hierarchies, directory, id, spec)?,
-        None => plain(&sandbox, spec)?,
+    Ok(sandbox)
+}
+
+/// Writes the plan down, and at last what was asked for.
+pub(super) fn finish(config: &Config, directory: &Directory, isolation: Held, asked: &ContainerSpec) -> io::Result<()> {
+    let plan = Plan {
+        isolation,
+        log_bytes: asked.limits.log_bytes,
+        watched: asked.limits.fence.map(|fence| Watched {
+            fence,
+            vouched: config.vouched(),
+        }),
     };
-    directory
-        .write(
-            "plan",
-            &Plan {
-                isolation,
-                log_bytes: spec.limits.log_bytes,
-                watched: spec.limits.fence.map(|fence| Watched {
-                    fence,
-                    vouched: config.vouched(),
-                }),
-            },
-        )
-        .map_err(failed)?;
-    directory.write("spec", asked).map_err(failed)
+    directory.write("plan", &plan)?;
+    directory.write("spec", asked)
 }
 
 /// Fills in what the image says, if there is one, and puts its directory in the place of its name.
-fn with_image(images: &Images, spec: &ContainerSpec, isolated: bool) -> Result<ContainerSpec, Error> {
-    let mut spec = spec.clone();
+pub(super) fn with_image(images: &Images, spec: &ContainerSpec, isolated: bool) -> Result<ContainerSpec, Error> {
     let Rootfs::Image { name, args } = &spec.rootfs else {
-        return Ok(spec);
+        return Ok(spec.clone());
     };
     if !isolated {
         return Err(impossible(&format!("the image {name}")));
@@ -109,18 +116,8 @@ fn with_image(images: &Images, spec: &ContainerSpec, isolated: bool) -> Result<C
         ImageError::Invalid(message) => Error::Invalid(format!("the image {name}: {message}")),
         ImageError::Io { context, source } => system(&context, &source),
     })?;
-    let defaults = image.defaults;
-    spec.argv = defaults.argv(&spec.argv, args);
-    if spec.argv.is_empty() {
-        return Err(Error::Invalid(format!(
-            "the image {name} does not say what to run; set a command"
-        )));
-    }
-    for (variable, value) in defaults.env {
-        spec.env.entry(variable).or_insert(value);
-    }
-    spec.working_dir = spec.working_dir.or(defaults.working_dir);
-    spec.user = spec.user.or(defaults.user);
+    let mut spec = spec.clone();
+    say_what_is_not_said(&mut spec, name, args, image.defaults)?;
     // The real path: it becomes the option of a mount.
     let rootfs = image
         .rootfs
@@ -129,6 +126,27 @@ fn with_image(images: &Images, spec: &ContainerSpec, isolated: bool) -> Result<C
     spec.rootfs = Rootfs::Directory(rootfs);
     spec.check()?;
     Ok(spec)
+}
+
+/// Lets the image say what the container does not.
+pub(super) fn say_what_is_not_said(
+    spec: &mut ContainerSpec,
+    name: &str,
+    args: &[String],
+    image: Defaults,
+) -> Result<(), Error> {
+    spec.argv = image.argv(&spec.argv, args);
+    if spec.argv.is_empty() {
+        return Err(Error::Invalid(format!(
+            "the image {name} does not say what to run; set a command"
+        )));
+    }
+    for (variable, value) in image.env {
+        spec.env.entry(variable).or_insert(value);
+    }
+    spec.working_dir = spec.working_dir.take().or(image.working_dir);
+    spec.user = spec.user.or(image.user);
+    Ok(())
 }
 
 fn impossible(what: &str) -> Error {
@@ -161,27 +179,71 @@ fn isolated(
     id: &ContainerId,
     spec: &ContainerSpec,
 ) -> Result<Held, Error> {
+    let rootfs = config.state_dir.join(ROOT);
+    let (mut oci, cgroup, top) = bundle(config, hierarchies, directory, (id, spec), &rootfs)?;
+    // The same for all: the first process installs it as it was compiled once ([`super::filter`]).
+    if let Some(linux) = oci.linux_mut() {
+        linux.set_seccomp(None);
+    }
+    save(directory, &oci)?;
+    let image = match &spec.rootfs {
+        Rootfs::Host | Rootfs::Image { .. } => None,
+        Rootfs::Directory(image) => Some(image.clone()),
+    };
+    Ok(Held::Isolated {
+        cgroup,
+        cwd: working_dir(spec),
+        links: top.1,
+        image,
+    })
+}
+
+/// Where a command starts.
+pub(super) fn working_dir(spec: &ContainerSpec) -> PathBuf {
+    spec.working_dir.clone().unwrap_or_else(|| PathBuf::from(SANDBOX))
+}
+
+/// Writes the OCI spec down.
+pub(super) fn save(directory: &Directory, oci: &Spec) -> Result<(), Error> {
+    let saved = oci.save(directory.join("bundle/config.json"));
+    saved.map_err(|error| Error::System {
+        context: "writing the bundle".to_owned(),
+        message: error.to_string(),
+    })
+}
+
+/// Makes the directories of an isolated container; gives its OCI spec, its cgroup, and what of the machine it sees. `root`: the directory that
+/// becomes its `/`.
+pub(super) fn bundle(
+    config: &Config,
+    hierarchies: &Hierarchies,
+    directory: &Directory,
+    (id, spec): (&ContainerId, &ContainerSpec),
+    root: &Path,
+) -> Result<(Spec, String, host::Top), Error> {
     let failed = |error: io::Error| system("preparing the container", &error);
     // Whoever the command runs as, it comes to its files through mounts.
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).map_err(failed)?;
     let inner = |name, mode| directory.make_inner(name, mode).map_err(failed);
-    let (tmp, bundle) = (inner("tmp", 0o1777)?, inner("bundle", 0o700)?);
-    let ((shown, links), image) = match &spec.rootfs {
-        Rootfs::Host | Rootfs::Image { .. } => (host::top().map_err(failed)?, None),
-        Rootfs::Directory(image) => {
+    inner("bundle", 0o700)?;
+    let tmp = inner("tmp", 0o1777)?;
+    let top = match &spec.rootfs {
+        Rootfs::Host => host::top().map_err(failed)?,
+        Rootfs::Image { .. } => host::Top::default(),
+        Rootfs::Directory(_) => {
             inner("upper", 0o755)?;
             inner("work", 0o700)?;
-            (host::Top::default(), Some(image.clone()))
+            host::Top::default()
         }
     };
     let cgroup = format!("{}/{id}", config.cgroup_parent);
     let site = Site {
         id,
-        rootfs: &config.state_dir.join(ROOT),
+        rootfs: root,
         sandbox: &directory.join("sandbox"),
         tmp: &tmp,
         cgroup: &cgroup,
-        shown: &shown,
+        shown: &top.0,
         hidden: &host::hidden(&config.hidden, [config.state_dir.as_path(), config.images.root()]),
         devices: &host::device_numbers(&spec.devices)?,
         open_files: getrlimit(Resource::RLIMIT_NOFILE)
@@ -189,34 +251,16 @@ fn isolated(
             .1,
         swap_accounting: hierarchies.counts_swap(),
     };
-    let oci = for_the_shim(generate(spec, &site)?);
-    oci.save(bundle.join("config.json")).map_err(|error| Error::System {
-        context: "writing the bundle".to_owned(),
-        message: error.to_string(),
-    })?;
-    // An earlier container of this name, lost with its directory, may have left something.
-    let left = Cgroup::new(hierarchies.clone(), &cgroup);
-    left.kill().and_then(|()| left.remove()).map_err(failed)?;
-    let cwd = spec.working_dir.clone().unwrap_or_else(|| PathBuf::from(SANDBOX));
-    Ok(Held::Isolated {
-        cgroup,
-        cwd,
-        links,
-        image,
-    })
-}
-
-/// What the shim and the first process do themselves is not in the bundle. The first process goes to the working directory when the
-/// command is run: one that does not exist is then an exit of the container, like a command that does not exist, and not a creation that
-/// fails again and again. The seccomp profile is the same for all, so it is installed as compiled once ([`super::filter`]).
-fn for_the_shim(mut oci: Spec) -> Spec {
+    let mut oci = generate(spec, &site)?;
+    // The first process goes to the working directory when the command is run: one that does not exist is then an exit of the container,
+    // like a command that does not exist, and not a creation that fails again and again.
     if let Some(process) = oci.process_mut() {
         process.set_cwd("/".into());
     }
-    if let Some(linux) = oci.linux_mut() {
-        linux.set_seccomp(None);
-    }
-    oci
+    // An earlier container of this name, lost with its directory, may have left something.
+    let left = Cgroup::new(hierarchies.clone(), &cgroup);
+    left.kill().and_then(|()| left.remove()).map_err(failed)?;
+    Ok((oci, cgroup, top))
 }
 
 fn plain(sandbox: &Path, spec: &ContainerSpec) -> Result<Held, Error> {

@@ -12,6 +12,7 @@ use super::cgroup::Hierarchies;
 use super::config::Config;
 use super::directory::Directory;
 use super::lost;
+use super::maker::Maker;
 use super::shims::Shims;
 use crate::{Container, ContainerId, Error, Isolation, State};
 
@@ -22,6 +23,8 @@ pub(super) struct Shared {
     /// `None`: as plain processes.
     pub(super) hierarchies: Option<Hierarchies>,
     pub(super) isolation: Isolation,
+    /// Who makes containers; `None`: their shims.
+    pub(super) maker: Option<Arc<dyn Maker>>,
     /// Rises when anything may have changed.
     pub(super) version: watch::Sender<u64>,
     pub(super) watched: Mutex<BTreeSet<ContainerId>>,

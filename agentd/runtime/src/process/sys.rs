@@ -5,12 +5,14 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::stat::SFlag;
 use nix::unistd::{ForkResult, Pid};
 
 /// Sends a signal, by number.
@@ -122,6 +124,24 @@ pub(super) fn receive(socket: &OwnedFd, message: &mut [u8]) -> io::Result<(usize
     // SAFETY: the kernel has just made it for this process, and there is room for one only.
     let fd = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     Ok((received.bytes, fd))
+}
+
+/// Descriptors that this process was started with, by their numbers. An error when they are not pipes.
+pub(super) fn inherited<const N: usize>(fds: [RawFd; N]) -> io::Result<[OwnedFd; N]> {
+    for fd in fds {
+        // SAFETY: it is only looked at, and not beyond this block.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        let kind = SFlag::from_bits_truncate(nix::sys::stat::fstat(borrowed)?.st_mode) & SFlag::S_IFMT;
+        if kind != SFlag::S_IFIFO {
+            return Err(io::Error::other(format!("descriptor {fd} is not a pipe")));
+        }
+    }
+    // SAFETY: they are open, and nothing in this process has made them: it is called once, before anything else is opened.
+    let owned = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    for fd in &owned {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    Ok(owned)
 }
 
 /// Forks.

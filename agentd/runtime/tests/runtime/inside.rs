@@ -4,64 +4,65 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use libtest_mimic::Trial;
-use muster_runtime::process::{Config, Isolate};
+use muster_runtime::process::Config;
 use muster_runtime::{
     ContainerId, ContainerSpec, DeviceNode, Error, Mount, ProcessRuntime, Rootfs, Runtime, Stop, User,
 };
 
-use crate::process::{Machine, cgroup_directories, exit, output, until};
+use crate::process::{Machine, Way, cgroup_directories, exit, output, until};
 use crate::{Cleans as _, trial};
+
+/// A test, for one way of holding a command.
+type Test = fn(Way) -> LocalBoxFuture<'static, ()>;
+
+macro_rules! tests {
+    ($($name:literal: $test:ident),* $(,)?) => {
+        [$(($name, (|way| $test(way).boxed_local()) as Test)),*]
+    };
+}
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![
-        trial("isolated::command_sees_only_what_is_its_own", false, sees),
-        trial("isolated::command_cannot_get_out", false, cannot),
         trial(
             "isolated::state_and_hidden_files_of_the_machine_are_not_seen",
             false,
             hidden,
         ),
-        trial("isolated::device_works_when_asked_for_and_only_then", false, devices),
-        trial("isolated::limits_are_set_on_the_cgroup", false, limits),
-        trial("isolated::processes_are_limited", false, pids),
-        trial("isolated::image_is_shared_and_its_writable_layer_private", false, image),
-        trial(
-            "isolated::named_image_says_what_its_container_does_not",
-            false,
-            named_image,
-        ),
-        trial("isolated::mounts_are_writable_only_when_asked", false, mounts),
-        trial(
-            "isolated::only_network_and_users_are_said_to_be_shared",
-            false,
-            isolation,
-        ),
         trial("plain::what_needs_isolation_is_refused", false, refused),
     ];
-    for (way, isolate) in [("isolated", Isolate::Auto), ("plain", Isolate::Plain)] {
-        let name = |what: &str| format!("{way}::{what}");
-        trials.push(trial(
-            &name("command_starts_in_its_sandbox_with_a_clean_environment"),
-            false,
-            move || environment(isolate),
-        ));
-        trials.push(trial(
-            &name("command_may_end_in_its_own_way_when_it_is_stopped"),
-            false,
-            move || trap(isolate),
-        ));
-        trials.push(trial(&name("real_time_signal_is_reported"), false, move || {
-            real_time(isolate)
-        }));
-        trials.push(trial(
-            &name("working_directory_that_does_not_exist_is_an_exit"),
-            false,
-            move || no_directory(isolate),
-        ));
-        trials.push(trial(&name("user_is_who_was_asked_for"), false, move || user(isolate)));
+    let isolated = tests! {
+        "command_sees_only_what_is_its_own": sees,
+        "command_cannot_get_out": cannot,
+        "device_works_when_asked_for_and_only_then": devices,
+        "limits_are_set_on_the_cgroup": limits,
+        "processes_are_limited": pids,
+        "image_is_shared_and_its_writable_layer_private": image,
+        "named_image_says_what_its_container_does_not": named_image,
+        "mounts_are_writable_only_when_asked": mounts,
+        "only_network_and_users_are_said_to_be_shared": isolation,
+    };
+    let any = tests! {
+        "command_starts_in_its_sandbox_with_a_clean_environment": environment,
+        "command_may_end_in_its_own_way_when_it_is_stopped": trap,
+        "real_time_signal_is_reported": real_time,
+        "working_directory_that_does_not_exist_is_an_exit": no_directory,
+        "user_is_who_was_asked_for": user,
+    };
+    for (prefix, way) in [
+        ("isolated", Way::Isolated),
+        ("plain", Way::Plain),
+        ("containerd", Way::Containerd),
+    ] {
+        let isolated = isolated.iter().filter(|_| way != Way::Plain);
+        for (name, test) in isolated.chain(&any).copied() {
+            trials.push(trial(&format!("{prefix}::{name}"), false, move || test(way)));
+        }
     }
     trials
 }
@@ -69,7 +70,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// Runs a script of lines `name: command`; gives each command's output, standard error included, and its exit code.
 async fn ask(
     machine: &Machine,
-    runtime: &ProcessRuntime,
+    runtime: &Arc<dyn Runtime>,
     spec: &ContainerSpec,
     questions: &[&str],
 ) -> BTreeMap<String, String> {
@@ -87,8 +88,8 @@ async fn ask(
         .collect()
 }
 
-async fn sees() {
-    let machine = Machine::new(Isolate::Auto);
+async fn sees(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let questions = [
         "processes: ls -d /proc/[0-9]* | wc -l",
@@ -127,8 +128,8 @@ async fn sees() {
     machine.clean().await;
 }
 
-async fn cannot() {
-    let machine = Machine::new(Isolate::Auto);
+async fn cannot(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let attempts = [
         "touch /etc/x",
@@ -199,13 +200,13 @@ async fn hidden() {
     fs::write(secret.join("token"), "token").unwrap();
     fs::write(&key, "key").unwrap();
     fs::write(place.path().join("open"), "open").unwrap();
-    let machine = Machine::new(Isolate::Auto);
+    let machine = Machine::new(Way::Isolated);
     let config = Config {
         hidden: vec![secret.clone(), key.clone()],
         state_dir: place.path().join("state"),
         ..machine.config.clone()
     };
-    let runtime = ProcessRuntime::new(config.clone()).unwrap();
+    let runtime: Arc<dyn Runtime> = Arc::new(ProcessRuntime::new(config.clone()).unwrap());
     let (other, spec) = (
         ContainerId::new("other").unwrap(),
         machine.script("echo mine > /sandbox/file"),
@@ -236,8 +237,8 @@ async fn hidden() {
     machine.clean().await;
 }
 
-async fn devices() {
-    let machine = Machine::new(Isolate::Auto);
+async fn devices(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let questions = [
         "open: test -c /dev/fuse && exec 3<> /dev/fuse && echo opened",
@@ -279,8 +280,8 @@ async fn devices() {
     machine.clean().await;
 }
 
-async fn limits() {
-    let machine = Machine::new(Isolate::Auto);
+async fn limits(way: Way) {
+    let machine = Machine::new(way);
     let (runtime, id) = (machine.open(), ContainerId::new("a").unwrap());
     let mut spec = machine.command(&["sleep", "infinity"]);
     spec.limits.cpu_request_milli = 500;
@@ -324,8 +325,8 @@ async fn limits() {
     machine.clean().await;
 }
 
-async fn pids() {
-    let machine = Machine::new(Isolate::Auto);
+async fn pids(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let mut spec = machine.script("for n in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; echo all");
     let (_, out, _) = machine.run(&runtime, &spec).await;
@@ -351,10 +352,10 @@ fn busybox(image: &Path) {
     fs::set_permissions(image, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-async fn image() {
+async fn image(way: Way) {
     let image = tempfile::tempdir().unwrap();
     busybox(image.path());
-    let machine = Machine::new(Isolate::Auto);
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let spec = ContainerSpec {
         rootfs: Rootfs::Directory(image.path().into()),
@@ -403,8 +404,8 @@ fn install(machine: &Machine) {
     fs::write(image.join("image.json"), config.to_string()).unwrap();
 }
 
-async fn named_image() {
-    let machine = Machine::new(Isolate::Auto);
+async fn named_image(way: Way) {
+    let machine = Machine::new(way);
     install(&machine);
     let runtime = machine.open();
     let of = |args: &[&str]| ContainerSpec {
@@ -447,10 +448,10 @@ async fn named_image() {
     machine.clean().await;
 }
 
-async fn mounts() {
+async fn mounts(way: Way) {
     let data = tempfile::tempdir().unwrap();
     fs::write(data.path().join("file"), "data").unwrap();
-    let machine = Machine::new(Isolate::Auto);
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let mount = |target: &str, read_only| Mount {
         source: data.path().into(),
@@ -484,8 +485,8 @@ async fn mounts() {
     machine.clean().await;
 }
 
-async fn isolation() {
-    let machine = Machine::new(Isolate::Auto);
+async fn isolation(way: Way) {
+    let machine = Machine::new(way);
     let mut missing: Vec<String> = machine.open().isolation().missing.into_keys().collect();
     // With cgroup v2, devices are kept away by other means.
     missing.retain(|part| part != "devices");
@@ -494,7 +495,7 @@ async fn isolation() {
 }
 
 async fn refused() {
-    let machine = Machine::new(Isolate::Plain);
+    let machine = Machine::new(Way::Plain);
     let (runtime, id) = (machine.open(), ContainerId::new("a").unwrap());
     let missing = runtime.isolation().missing;
     assert!(
@@ -537,8 +538,8 @@ async fn refused() {
     machine.clean().await;
 }
 
-async fn environment(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn environment(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let mut spec = machine.script("pwd; echo $HOME $MUSTER_SANDBOX; env | grep -cv -e MUSTER_ -e HOME -e PATH -e PWD -e SHLVL -e GREETING -e _=; echo $GREETING; command -v sleep");
     spec.env.insert("GREETING".to_owned(), "a b=c".to_owned());
@@ -553,8 +554,8 @@ async fn environment(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn trap(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn trap(way: Way) {
+    let machine = Machine::new(way);
     let (runtime, id) = (machine.open(), ContainerId::new("a").unwrap());
     let script = "trap 'echo bye; exit 7' TERM; echo ready; sleep 1000 & wait";
     runtime.create(&id, &machine.script(script)).await.unwrap();
@@ -576,8 +577,8 @@ async fn trap(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn real_time(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn real_time(way: Way) {
+    let machine = Machine::new(way);
     let (runtime, id) = (machine.open(), ContainerId::new("a").unwrap());
     const REAL_TIME: i32 = 37;
     runtime.create(&id, &machine.command(&["sleep", "1000"])).await.unwrap();
@@ -596,8 +597,8 @@ async fn real_time(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn no_directory(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn no_directory(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let spec = ContainerSpec {
         working_dir: Some("/no/such/directory".into()),
@@ -608,8 +609,8 @@ async fn no_directory(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn user(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn user(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let me = nix::unistd::geteuid();
     let mut spec = machine.script("id -u; id -g; touch file && echo ok");

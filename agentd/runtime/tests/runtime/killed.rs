@@ -7,71 +7,56 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use libtest_mimic::Trial;
 use muster_runtime::conformance::{Harness, Program};
 use muster_runtime::process::{Config, Isolate, ShimCommand};
-use muster_runtime::{ContainerId, Error, FENCED, Fence, ProcessRuntime, Runtime, State, Stop};
+use muster_runtime::{
+    ContainerId, ContainerdRuntime, Error, FENCED, Fence, ProcessRuntime, Runtime, State, Stop, containerd,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::process::{Machine, cgroup_directories, exit, output, until};
+use crate::process::{Machine, Way, cgroup_directories, exit, output, until};
 use crate::{Cleans as _, trial};
 
 fn id(text: &str) -> ContainerId {
     ContainerId::new(text).unwrap()
 }
 
+/// A test, for one way of holding a command.
+type Test = fn(Way) -> LocalBoxFuture<'static, ()>;
+
+macro_rules! tests {
+    ($($name:literal: $test:ident),* $(,)?) => {
+        [$(($name, (|way| $test(way).boxed_local()) as Test)),*]
+    };
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
+    let tests = tests! {
+        "container_of_a_killed_shim_is_killed_and_lost": shim_killed,
+        "containers_outlive_a_killed_agent": agent_killed,
+        "grace_is_kept_when_the_agent_is_killed_in_it": agent_killed_in_grace,
+        "stopped_shim_makes_calls_fail_at_their_deadline": shim_stopped,
+        "fence_ends_what_nobody_vouches_for_though_the_agent_is_dead": fenced,
+        "container_that_is_vouched_for_goes_on": vouched_for,
+        "half_made_container_is_made_again": half_made,
+        "call_that_was_given_up_goes_on_and_can_be_made_again": given_up,
+        "agent_may_be_killed_at_any_place_of_a_start": agent_killed_anywhere,
+        "state_directory_may_be_far_down": far_down,
+        "output_nobody_reads_does_not_block": much_output,
+    };
     let mut trials = Vec::new();
-    for (way, isolate) in [("isolated", Isolate::Auto), ("plain", Isolate::Plain)] {
-        let name = |what: &str| format!("{way}::{what}");
-        trials.push(trial(
-            &name("container_of_a_killed_shim_is_killed_and_lost"),
-            false,
-            move || shim_killed(isolate),
-        ));
-        trials.push(trial(&name("containers_outlive_a_killed_agent"), false, move || {
-            agent_killed(isolate)
-        }));
-        trials.push(trial(
-            &name("grace_is_kept_when_the_agent_is_killed_in_it"),
-            false,
-            move || agent_killed_in_grace(isolate),
-        ));
-        trials.push(trial(
-            &name("stopped_shim_makes_calls_fail_at_their_deadline"),
-            false,
-            move || shim_stopped(isolate),
-        ));
-        trials.push(trial(
-            &name("fence_ends_what_nobody_vouches_for_though_the_agent_is_dead"),
-            false,
-            move || fenced(isolate),
-        ));
-        trials.push(trial(
-            &name("container_that_is_vouched_for_goes_on"),
-            false,
-            move || vouched_for(isolate),
-        ));
-        trials.push(trial(&name("half_made_container_is_made_again"), false, move || {
-            half_made(isolate)
-        }));
-        trials.push(trial(
-            &name("call_that_was_given_up_goes_on_and_can_be_made_again"),
-            false,
-            move || given_up(isolate),
-        ));
-        trials.push(trial(
-            &name("agent_may_be_killed_at_any_place_of_a_start"),
-            false,
-            move || agent_killed_anywhere(isolate),
-        ));
-        trials.push(trial(&name("state_directory_may_be_far_down"), false, move || {
-            far_down(isolate)
-        }));
-        trials.push(trial(&name("output_nobody_reads_does_not_block"), false, move || {
-            much_output(isolate)
-        }));
+    for (prefix, way) in [
+        ("isolated", Way::Isolated),
+        ("plain", Way::Plain),
+        ("containerd", Way::Containerd),
+    ] {
+        for (name, test) in tests {
+            trials.push(trial(&format!("{prefix}::{name}"), false, move || test(way)));
+        }
     }
     trials.push(trial(
         "plain::shim_that_ends_at_once_is_an_error_at_once",
@@ -86,7 +71,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials
 }
 
-/// An agent to be killed: `agent <plain|auto> <state directory> <cgroup> <task>…`; makes and starts those, and says so.
+/// An agent to be killed: `agent <plain|auto|containerd=SOCKET=NAMESPACE> <state directory> <cgroup> <task>…`; makes and starts those, and says so.
 pub(crate) fn agent_main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let words: Vec<String> = args.map(|word| word.into_string().unwrap()).collect();
     let [way, state, cgroup, tasks @ ..] = &words[..] else {
@@ -102,7 +87,16 @@ pub(crate) fn agent_main(args: impl Iterator<Item = OsString>) -> ExitCode {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let containers = ProcessRuntime::new(config).unwrap();
+        let containers: Arc<dyn Runtime> = match way.strip_prefix("containerd=").and_then(|to| to.split_once('=')) {
+            Some((socket, namespace)) => Arc::new(
+                ContainerdRuntime::new(containerd::Config {
+                    namespace: namespace.to_owned(),
+                    ..containerd::Config::new(config, socket)
+                })
+                .unwrap(),
+            ),
+            None => Arc::new(ProcessRuntime::new(config).unwrap()),
+        };
         let guard = containers.guard().unwrap();
         guard.vouch(guard.now()).unwrap();
         for (n, task) in tasks.iter().enumerate() {
@@ -135,10 +129,10 @@ pub(crate) fn agent_main(args: impl Iterator<Item = OsString>) -> ExitCode {
 fn agent(machine: &Machine, programs: &[Program], fence: Option<Fence>) -> Command {
     let config = &machine.config;
     let mut agent = Command::new("/proc/self/exe");
-    agent.arg("agent").arg(if config.isolate == Isolate::Plain {
-        "plain"
-    } else {
-        "auto"
+    agent.arg("agent").arg(match machine.contained() {
+        Some(contained) => format!("containerd={}={}", contained.socket.display(), contained.namespace),
+        None if config.isolate == Isolate::Plain => "plain".to_owned(),
+        None => "auto".to_owned(),
     });
     agent.arg(&config.state_dir).arg(&config.cgroup_parent);
     agent.args(programs.iter().map(|program| {
@@ -151,7 +145,7 @@ fn agent(machine: &Machine, programs: &[Program], fence: Option<Fence>) -> Comma
 }
 
 /// Starts such an agent, and kills it when it has done its work.
-fn let_an_agent_start(machine: &Machine, programs: &[Program], fence: Option<Fence>) {
+pub(crate) fn let_an_agent_start(machine: &Machine, programs: &[Program], fence: Option<Fence>) {
     let mut agent: Child = agent(machine, programs, fence).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(agent.stdout.take().unwrap())
@@ -162,8 +156,8 @@ fn let_an_agent_start(machine: &Machine, programs: &[Program], fence: Option<Fen
     agent.wait().unwrap();
 }
 
-async fn shim_killed(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn shim_killed(way: Way) {
+    let machine = Machine::new(way);
     let (runtime, running, created) = (machine.open(), id("running"), id("created"));
     runtime
         .create(&running, &machine.script("sleep 1000 & setsid sleep 1000 & sleep 1000"))
@@ -186,10 +180,9 @@ async fn shim_killed(isolate: Isolate) {
         [0; 0],
         "what it held is gone when it is said to have exited"
     );
-    assert_eq!(
-        cgroup_directories(&format!("{}/running", machine.config.cgroup_parent)).len(),
-        0
-    );
+    let cgroup = format!("{}/running", machine.config.cgroup_parent);
+    // What runc has made besides goes when containerd hears of it.
+    until("no cgroup is left", async || cgroup_directories(&cgroup).is_empty()).await;
     let lost = exit(&runtime, &created).await;
     assert_eq!(lost.started_ms, None, "{lost:?}");
     runtime.start(&created).await.unwrap();
@@ -201,8 +194,8 @@ async fn shim_killed(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn agent_killed(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn agent_killed(way: Way) {
+    let machine = Machine::new(way);
     let_an_agent_start(&machine, &[Program::Forever, Program::Exit(9), Program::Numbers], None);
     let runtime = machine.open();
     assert_eq!(exit(&runtime, &id("task1")).await.code, Some(9));
@@ -229,16 +222,16 @@ async fn agent_killed(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn agent_killed_in_grace(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn agent_killed_in_grace(way: Way) {
+    let machine = Machine::new(way);
     let_an_agent_start(&machine, &[Program::Stubborn], None);
     until("the shim kills it", async || machine.pids().is_empty()).await;
     assert_eq!(exit(&machine.open(), &id("task0")).await.signal, Some(9));
     machine.clean().await;
 }
 
-async fn shim_stopped(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn shim_stopped(way: Way) {
+    let machine = Machine::new(way);
     let (runtime, id) = (machine.open(), id("a"));
     runtime.create(&id, &machine.spec(Program::Exit(0))).await.unwrap();
     let shim = Pid::from_raw(machine.shim(&id).unwrap());
@@ -256,7 +249,7 @@ async fn shim_stopped(isolate: Isolate) {
 }
 
 async fn no_shim() {
-    let machine = Machine::new(Isolate::Plain);
+    let machine = Machine::new(Way::Plain);
     // The second one leaves a process that keeps the pipe open, as a container's first one does.
     for script in ["echo no >&2; exit 3", "sleep 3 & echo no >&2; exit 3"] {
         let shim = ShimCommand {
@@ -286,8 +279,8 @@ async fn no_shim() {
     machine.clean().await;
 }
 
-async fn half_made(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn half_made(way: Way) {
+    let machine = Machine::new(way);
     let (runtime, id) = (machine.open(), id("a"));
     // An agent that was killed after it had made the directory, and one that was killed after it had written everything.
     fs::create_dir_all(machine.directory(&id).join("tmp/left")).unwrap();
@@ -304,8 +297,8 @@ async fn half_made(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn given_up(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn given_up(way: Way) {
+    let machine = Machine::new(way);
     let (runtime, id, spec) = (machine.open(), id("a"), machine.spec(Program::Print));
     for patience_ms in 0..20 {
         // Given up at some place or other.
@@ -319,8 +312,8 @@ async fn given_up(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn agent_killed_anywhere(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn agent_killed_anywhere(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     for after_ms in (0..60).step_by(4) {
         // From before its first step to after its last.
@@ -329,7 +322,13 @@ async fn agent_killed_anywhere(isolate: Isolate) {
         agent.kill().unwrap();
         agent.wait().unwrap();
         let id = id("task0");
-        runtime.create(&id, &machine.spec(Program::Print)).await.unwrap();
+        // As the next agent does it: what the dead one asked containerd for may still be under way, and be in the way of the same.
+        until("the container is made", async || {
+            let made = runtime.create(&id, &machine.spec(Program::Print)).await;
+            assert!(way == Way::Containerd || made.is_ok(), "{made:?}");
+            made.is_ok()
+        })
+        .await;
         runtime.start(&id).await.unwrap();
         assert_eq!(exit(&runtime, &id).await.code, Some(0), "killed after {after_ms} ms");
         assert_eq!(output(&runtime, &id).await.1, "err 1\n", "it ran once");
@@ -338,16 +337,16 @@ async fn agent_killed_anywhere(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn far_down(isolate: Isolate) {
-    let machine: Arc<Machine> = Machine::below(isolate, &["x".repeat(100), "y".repeat(100)].join("/"));
+async fn far_down(way: Way) {
+    let machine: Arc<Machine> = Machine::below(way, &["x".repeat(100), "y".repeat(100)].join("/"));
     let runtime = machine.open();
     let (exit, out, _) = machine.run(&runtime, &machine.script("echo here")).await;
     assert_eq!((exit.code, out.as_str()), (Some(0), "here\n"), "{exit:?}");
     machine.clean().await;
 }
 
-async fn much_output(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn much_output(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let mut spec = machine.script("yes 'a line that says nothing' | head -c 20000000; echo end >&2");
     spec.limits.log_bytes = 1 << 20;
@@ -389,8 +388,8 @@ async fn as_nobody() {
     );
 }
 
-async fn fenced(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn fenced(way: Way) {
+    let machine = Machine::new(way);
     let fence = Fence {
         after: Duration::from_millis(1500),
         signal: 15,
@@ -403,8 +402,8 @@ async fn fenced(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn vouched_for(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn vouched_for(way: Way) {
+    let machine = Machine::new(way);
     let runtime = machine.open();
     let guard = runtime.guard().unwrap();
     let mut spec = machine.spec(Program::Forever);

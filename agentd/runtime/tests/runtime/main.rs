@@ -1,9 +1,12 @@
-//! Every runtime against every promise, and what only the process runtime promises.
+//! Every runtime against every promise, and what those promise besides that run real processes.
 //!
 //! This executable is also the server of shims of the runtimes under test (`shim`), and an agent that can be killed (`agent`).
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod broken;
+mod containerd;
+mod contents;
 mod fake;
 mod inside;
 mod killed;
@@ -16,14 +19,14 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
 use muster_runtime::conformance::{Case, Harness, cases};
-use muster_runtime::process::{Isolate, shim_main};
+use muster_runtime::process::shim_main;
 
-use process::Machine;
+use process::{Machine, Way};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next().as_ref().and_then(|word| word.to_str()) {
-        Some("shim") => return shim_main(),
+        Some("shim") => return shim_main(args),
         Some("agent") => return killed::agent_main(args),
         _ => {}
     }
@@ -36,17 +39,26 @@ fn main() -> ExitCode {
     trials.extend(
         cases()
             .into_iter()
-            .map(|case| conformance("isolated", case, || Machine::new(Isolate::Auto))),
+            .map(|case| conformance("isolated", case, || Machine::new(Way::Isolated))),
     );
     trials.extend(
         cases()
             .into_iter()
-            .map(|case| conformance("plain", case, || Machine::new(Isolate::Plain))),
+            .map(|case| conformance("plain", case, || Machine::new(Way::Plain))),
+    );
+    trials.extend(
+        cases()
+            .into_iter()
+            .map(|case| conformance("containerd", case, || Machine::new(Way::Containerd))),
     );
     trials.extend(killed::trials());
     trials.extend(inside::trials());
     trials.extend(server::trials());
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    trials.extend(broken::trials());
+    trials.extend(contents::trials());
+    let code = libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
+    containerd::stop();
+    code
 }
 
 /// A machine that cleans up after a test and then says whether it is as clean as before.

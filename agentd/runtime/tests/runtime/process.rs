@@ -1,4 +1,4 @@
-//! A machine for the process runtime: a state directory and a cgroup of its own, and real commands.
+//! A machine for the process runtime or that of containerd: a state directory and a cgroup of its own, and real commands.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,20 +11,37 @@ use futures::StreamExt as _;
 use muster_runtime::conformance::{Ability, Harness, NUMBERS, PATIENCE, Program};
 use muster_runtime::process::{Config, Isolate, ShimCommand};
 use muster_runtime::{
-    Container, ContainerId, ContainerSpec, Exit, Limits, LogQuery, ProcessRuntime, Rootfs, Runtime, State, Stop,
+    Container, ContainerId, ContainerSpec, ContainerdRuntime, Exit, Limits, LogQuery, ProcessRuntime, Rootfs, Runtime,
+    State, Stop,
 };
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use crate::Cleans;
+use crate::containerd::{self, Daemon};
+
+/// How the containers of a machine are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the process runtime, isolated.
+    Isolated,
+    /// By the process runtime, as plain processes.
+    Plain,
+    /// By containerd.
+    Containerd,
+}
 
 pub(crate) struct Machine {
     pub(crate) config: Config,
+    /// Whose containers these are, in which of its namespaces.
+    pub(crate) daemon: Option<(Arc<Daemon>, String)>,
+    /// What is run in the place of runc.
+    pub(crate) runc: Option<PathBuf>,
     state: tempfile::TempDir,
 }
 
 /// A name that no other test on this machine has.
-fn unique() -> String {
+pub(crate) fn unique() -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!(
         "muster-test-{}-{}",
@@ -34,13 +51,38 @@ fn unique() -> String {
 }
 
 impl Machine {
-    pub(crate) fn new(isolate: Isolate) -> Arc<Machine> {
-        Machine::below(isolate, "")
+    pub(crate) fn new(way: Way) -> Arc<Machine> {
+        Machine::below(way, "")
     }
 
     /// With its state directory this far down.
-    pub(crate) fn below(isolate: Isolate, path: &str) -> Arc<Machine> {
+    pub(crate) fn below(way: Way, path: &str) -> Arc<Machine> {
+        let daemon = (way == Way::Containerd).then(|| (containerd::shared(), unique()));
+        Arc::new(Machine::with(way, path, daemon, None))
+    }
+
+    /// With a containerd of its own, to be killed.
+    pub(crate) fn alone() -> Arc<Machine> {
+        Arc::new(Machine::with(
+            Way::Containerd,
+            "",
+            Some((Daemon::start(), unique())),
+            None,
+        ))
+    }
+
+    /// With a containerd of its own that runs this instead of runc.
+    pub(crate) fn with_runc(runc: PathBuf) -> Arc<Machine> {
+        let daemon = Some((Daemon::start(), unique()));
+        Arc::new(Machine::with(Way::Containerd, "", daemon, Some(runc)))
+    }
+
+    fn with(way: Way, path: &str, daemon: Option<(Arc<Daemon>, String)>, runc: Option<PathBuf>) -> Machine {
         let state = tempfile::tempdir().unwrap();
+        let isolate = match way {
+            Way::Plain => Isolate::Plain,
+            Way::Isolated | Way::Containerd => Isolate::Auto,
+        };
         // A user who is not root can only have plain processes; then the runtime has to find that out.
         let isolate = if nix::unistd::geteuid().is_root() {
             isolate
@@ -56,10 +98,44 @@ impl Machine {
             isolate,
             ..Config::new(state.path().join(path))
         };
-        Arc::new(Machine { config, state })
+        Machine {
+            config,
+            daemon,
+            runc,
+            state,
+        }
     }
 
-    pub(crate) fn open(&self) -> ProcessRuntime {
+    /// A runtime, as that of an agent which has just started.
+    pub(crate) fn open(&self) -> Arc<dyn Runtime> {
+        match self.contained() {
+            Some(config) => Arc::new(ContainerdRuntime::new(config).unwrap()),
+            None => Arc::new(self.open_process()),
+        }
+    }
+
+    /// What the runtime of containerd is told, if this is a machine for that.
+    pub(crate) fn contained(&self) -> Option<muster_runtime::containerd::Config> {
+        let (daemon, namespace) = self.daemon.as_ref()?;
+        Some(muster_runtime::containerd::Config {
+            namespace: namespace.clone(),
+            runc: self.runc.clone(),
+            ..muster_runtime::containerd::Config::new(self.config.clone(), daemon.socket())
+        })
+    }
+
+    /// Its containerd.
+    pub(crate) fn daemon(&self) -> &Arc<Daemon> {
+        &self.daemon.as_ref().expect("a machine for containerd").0
+    }
+
+    /// What `ctr` prints about our namespace.
+    pub(crate) fn ctr(&self, args: &[&str]) -> String {
+        let (daemon, namespace) = self.daemon.as_ref().expect("a machine for containerd");
+        daemon.ctr(namespace, args).expect("ctr succeeds")
+    }
+
+    fn open_process(&self) -> ProcessRuntime {
         let runtime = ProcessRuntime::new(self.config.clone()).unwrap();
         let expected = self.config.isolate == Isolate::Plain || !nix::unistd::geteuid().is_root();
         let missing = &runtime.isolation().missing;
@@ -133,7 +209,7 @@ impl Machine {
     }
 
     /// Runs a command to its end and gives its exit, standard output and standard error.
-    pub(crate) async fn run(&self, runtime: &ProcessRuntime, spec: &ContainerSpec) -> (Exit, String, String) {
+    pub(crate) async fn run(&self, runtime: &Arc<dyn Runtime>, spec: &ContainerSpec) -> (Exit, String, String) {
         let id = ContainerId::new("run").unwrap();
         runtime.create(&id, spec).await.unwrap();
         runtime.start(&id).await.unwrap();
@@ -144,7 +220,7 @@ impl Machine {
     }
 }
 
-fn pids() -> impl Iterator<Item = i32> {
+pub(crate) fn pids() -> impl Iterator<Item = i32> {
     fs::read_dir("/proc")
         .unwrap()
         .flatten()
@@ -152,7 +228,7 @@ fn pids() -> impl Iterator<Item = i32> {
 }
 
 /// Waits for the exit of a container.
-pub(crate) async fn exit(runtime: &ProcessRuntime, id: &ContainerId) -> Exit {
+pub(crate) async fn exit(runtime: &Arc<dyn Runtime>, id: &ContainerId) -> Exit {
     let mut changes = runtime.changes();
     let wait = async {
         loop {
@@ -172,7 +248,7 @@ pub(crate) async fn exit(runtime: &ProcessRuntime, id: &ContainerId) -> Exit {
 }
 
 /// What is in the log so far.
-pub(crate) async fn output(runtime: &ProcessRuntime, id: &ContainerId) -> (String, String) {
+pub(crate) async fn output(runtime: &Arc<dyn Runtime>, id: &ContainerId) -> (String, String) {
     let (mut out, mut err) = (String::new(), String::new());
     let mut query = LogQuery::default();
     loop {
@@ -217,7 +293,7 @@ pub(crate) fn cgroup_directories(path: &str) -> Vec<PathBuf> {
 
 impl Harness for Machine {
     fn runtime(&self) -> Arc<dyn Runtime> {
-        Arc::new(self.open())
+        self.open()
     }
 
     fn spec(&self, program: Program) -> ContainerSpec {
@@ -300,7 +376,13 @@ impl Cleans for Machine {
             exit(&runtime, &id).await;
             runtime.remove(&id).await.unwrap();
         }
-        runtime.close();
+        match self.contained() {
+            Some(config) => {
+                containerd::nothing_left(self).await;
+                ContainerdRuntime::new(config).unwrap().close();
+            }
+            None => self.open_process().close(),
+        }
         assert_eq!(self.pids(), [0; 0], "no process is left");
         assert_eq!(
             cgroup_directories(&self.config.cgroup_parent),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use futures::future::join_all;
 use libtest_mimic::Trial;
 use muster_runtime::conformance::{Harness as _, Program};
-use muster_runtime::process::{Isolate, seccomp_program};
-use muster_runtime::{ContainerId, ProcessRuntime, Runtime as _, State};
+use muster_runtime::process::seccomp_program;
+use muster_runtime::{ContainerId, Runtime, State};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::ptrace;
@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use crate::process::{Machine, exit, output, until};
+use crate::process::{Machine, Way, exit, output, until};
 use crate::{Cleans as _, trial};
 
 /// Containers that run while the server is killed, and as many that are begun meanwhile.
@@ -24,20 +24,20 @@ const HALF: usize = 25;
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![trial("isolated::filter_that_runs_is_the_compiled_one", false, filter)];
-    for (way, isolate) in [("isolated", Isolate::Auto), ("plain", Isolate::Plain)] {
-        let name = |what: &str| format!("{way}::{what}");
+    for (prefix, way) in [("isolated", Way::Isolated), ("plain", Way::Plain)] {
+        let name = |what: &str| format!("{prefix}::{what}");
         trials.push(trial(
             &name("server_of_shims_may_be_killed_while_containers_run_and_start"),
             false,
-            move || killed(isolate),
+            move || killed(way),
         ));
         trials.push(trial(&name("two_agents_have_a_server_each"), false, move || {
-            two_agents(isolate)
+            two_agents(way)
         }));
         trials.push(trial(
             &name("nothing_of_the_agent_is_in_shims_and_containers"),
             false,
-            move || nothing_leaks(isolate),
+            move || nothing_leaks(way),
         ));
     }
     trials
@@ -63,16 +63,16 @@ fn server(machine: &Machine, container: &ContainerId) -> i32 {
     server
 }
 
-async fn killed(isolate: Isolate) {
-    let machine = Machine::new(isolate);
-    let runtime = Arc::new(machine.open());
+async fn killed(way: Way) {
+    let machine = Machine::new(way);
+    let runtime = machine.open();
     let ids: Vec<ContainerId> = (0..2 * HALF).map(|n| id(&format!("c{n}"))).collect();
     let script = |n: usize| {
         machine.script(&format!(
             "while [ ! -e go ]; do sleep 0.1; done; echo said {n}; exit {n}"
         ))
     };
-    let begin = async |runtime: &ProcessRuntime, n: usize| {
+    let begin = async |runtime: &Arc<dyn Runtime>, n: usize| {
         runtime.create(&ids[n], &script(n)).await.unwrap();
         runtime.start(&ids[n]).await.unwrap();
     };
@@ -107,8 +107,8 @@ async fn killed(isolate: Isolate) {
     machine.clean().await;
 }
 
-async fn two_agents(isolate: Isolate) {
-    let machines = [Machine::new(isolate), Machine::new(isolate)];
+async fn two_agents(way: Way) {
+    let machines = [Machine::new(way), Machine::new(way)];
     let runtimes = machines.each_ref().map(|machine| machine.open());
     let a = id("a");
     for (machine, runtime) in machines.iter().zip(&runtimes) {
@@ -132,8 +132,8 @@ async fn two_agents(isolate: Isolate) {
     }
 }
 
-async fn nothing_leaks(isolate: Isolate) {
-    let machine = Machine::new(isolate);
+async fn nothing_leaks(way: Way) {
+    let machine = Machine::new(way);
     // A file that whoever started the agent has left open for all that it runs.
     let secret = machine.config.state_dir.with_extension("secret");
     let open = File::create(&secret).unwrap();
@@ -168,7 +168,7 @@ async fn nothing_leaks(isolate: Isolate) {
 }
 
 async fn filter() {
-    let machine = Machine::new(Isolate::Auto);
+    let machine = Machine::new(Way::Isolated);
     let runtime = machine.open();
     let a = id("a");
     runtime.create(&a, &machine.spec(Program::Forever)).await.unwrap();

@@ -67,6 +67,20 @@ impl Cgroup {
             .filter(|rule| rule.allow() && !access(rule).contains('m'))
             .try_for_each(|rule| set(&directory, "devices.deny", &format!("{} m", device(rule))))
     }
+
+    /// Takes back what runc allows every container and none of ours needs: making nodes, the console, and the network tunnel. Only v1 has files
+    /// for it.
+    pub(in super::super) fn close_devices_of_runc(&self) -> io::Result<()> {
+        let Hierarchies::V1(_) = self.hierarchies else {
+            return Ok(());
+        };
+        let Some(directory) = self.hierarchies.directory("devices", &self.path) else {
+            return Ok(());
+        };
+        ["c *:* m", "b *:* m", "c 5:1 rwm", "c 10:200 rwm"]
+            .iter()
+            .try_for_each(|rule| set(&directory, "devices.deny", rule))
+    }
 }
 
 fn named(directory: &Path, error: &io::Error) -> io::Error {

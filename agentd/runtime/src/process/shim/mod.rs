@@ -1,7 +1,7 @@
 //! The shim: the process that stands between an agent and one container, so that agents may die.
 //!
 //! It is this executable again, with one thread and no async runtime (making a container forks, which threads make unsafe), forked from the
-//! agent's server of shims (module `server`). It creates the container, waits to be told to run the command, copies its output to the log, kills it when a grace is over, and when everything in it
+//! agent's server of shims (module `server`) or, for a container of containerd, run by that (module `contained`). It creates the container, waits to be told to run the command, copies its output to the log, kills it when a grace is over, and when everything in it
 //! has ended, writes down how. It promises: the exit is written after the last process is gone, and only then; the command is run at
 //! most once; a container whose output nobody reads never blocks.
 //!
@@ -10,6 +10,7 @@
 //!
 //! Tested through [`super::ProcessRuntime`], with the shim and the agent killed at will.
 
+mod contained;
 mod deadman;
 mod isolated;
 mod outputs;
@@ -17,6 +18,7 @@ mod peers;
 mod plain;
 mod server;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -52,12 +54,24 @@ trait Workload {
     fn pid(&self) -> Option<Pid>;
     /// Runs the command. Called once.
     fn start(&mut self) -> Result<(), String>;
+    /// Sends the first process a signal, which passes it on to the command when it is not the command itself.
+    fn signal(&mut self, signal: i32) -> io::Result<()> {
+        self.pid().map_or(Ok(()), |pid| sys::kill(pid, signal))
+    }
     /// Kills everything, once.
     fn kill(&self);
     /// Whether no process is left. Called after the first process has ended.
     fn is_empty(&self) -> bool;
-    /// How the command ended, given how the first process did.
+    /// How the command ended, given how the first process did. For those whose first process is the shim's child.
     fn verdict(&mut self, status: ExitStatus) -> Verdict;
+    /// Readable when [`ended`](Workload::ended) may have something to say. For those whose first process is not the shim's child.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// How the command ended, once, when it has.
+    fn ended(&mut self) -> Option<Verdict> {
+        None
+    }
     /// Whether something was killed because memory was full.
     fn oom_killed(&self) -> bool;
     /// Gives back what is left on the machine.
@@ -70,13 +84,19 @@ struct Pipes {
     stderr: OwnedFd,
 }
 
-/// The main function of a server of shims, and of the shims: an agent is at the other end of standard input. For a hidden subcommand of the
-/// executable that an agent names in [`super::ShimCommand`]; to be called before any thread is made.
-pub fn shim_main() -> ExitCode {
-    let ended = server::serve().and_then(|shim| match shim {
-        Some((directory, common)) => run(directory, &common),
-        None => Ok(()),
-    });
+/// The main function of shims, and of the server that they are forked from. For a hidden subcommand of the executable that an agent names in
+/// [`super::ShimCommand`], with the arguments after it; to be called before any thread is made.
+///
+/// Without an argument this is the server, and an agent is at the other end of standard input. With one, the directory of a container, it
+/// is the shim of that container, run by containerd as its logger.
+pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let ended = match args.into_iter().next() {
+        Some(directory) => server::alone(directory.into()).and_then(|directory| run(directory, None)),
+        None => server::serve().and_then(|shim| match shim {
+            Some((directory, common)) => run(directory, Some(&common)),
+            None => Ok(()),
+        }),
+    };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -86,7 +106,7 @@ pub fn shim_main() -> ExitCode {
     }
 }
 
-fn run(directory: Directory, common: &Common) -> io::Result<()> {
+fn run(directory: Directory, common: Option<&Common>) -> io::Result<()> {
     let lock = directory.lock()?;
     let (Some(lock), None, None) = (lock, directory.exit()?, directory.status()?) else {
         say(io::stdout(), &Created::Taken);
@@ -103,6 +123,7 @@ fn run(directory: Directory, common: &Common) -> io::Result<()> {
             shim.serve()
         }
         Err(message) => {
+            eprintln!("{message}");
             say(io::stdout(), &Created::Failed(message));
             Ok(())
         }
@@ -151,16 +172,33 @@ struct Shim {
 }
 
 impl Shim {
-    fn create(directory: Directory, plan: &Plan, common: &Common, lock: Locked) -> Result<Shim, String> {
+    fn create(directory: Directory, plan: &Plan, common: Option<&Common>, lock: Locked) -> Result<Shim, String> {
         let text = |what: &str| {
             let what = what.to_owned();
             move |error: io::Error| format!("{what}: {error}")
         };
+        if let Held::Contained { .. } = plan.isolation {
+            contained::Contained::keep_errors(&directory)?;
+        }
         let deadman = plan.watched.as_ref().map(Deadman::begin).transpose()?;
-        let (pipes, (stdout, stderr)) = pipes().map_err(text("pipes"))?;
-        let workload: Box<dyn Workload> = match &plan.isolation {
-            Held::Isolated { .. } => Box::new(isolated::Isolated::create(common, &directory, &plan.isolation, pipes)?),
-            Held::Plain { .. } => Box::new(plain::Plain::create(&plan.isolation, pipes)?),
+        let held = &plan.isolation;
+        let (workload, (stdout, stderr)): (Box<dyn Workload>, _) = match held {
+            Held::Contained { .. } => {
+                let (contained, outputs) = contained::Contained::create(&directory, held)?;
+                (Box::new(contained), outputs)
+            }
+            Held::Isolated { .. } => {
+                let common = common.ok_or("a container that is made here needs a server of shims")?;
+                let (pipes, outputs) = pipes().map_err(text("pipes"))?;
+                (
+                    Box::new(isolated::Isolated::create(common, &directory, held, pipes)?),
+                    outputs,
+                )
+            }
+            Held::Plain { .. } => {
+                let (pipes, outputs) = pipes().map_err(text("pipes"))?;
+                (Box::new(plain::Plain::create(held, pipes)?), outputs)
+            }
         };
         let outputs = Outputs::begin(directory.path(), plan.log_bytes, stdout, stderr).map_err(text("log"))?;
         let signals = SignalFd::with_flags(
@@ -216,6 +254,7 @@ impl Shim {
         let mut fds: Vec<BorrowedFd<'_>> = vec![self.signals.as_fd()];
         fds.extend(self.outputs.fds());
         fds.extend(self.peers.fds());
+        fds.extend(self.workload.fd());
         fds.extend(self.deadman.iter().filter_map(Deadman::fd));
         let mut fds: Vec<PollFd<'_>> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let patience = self.outputs.is_pending().then_some(LINE_PATIENCE);
@@ -284,9 +323,7 @@ impl Shim {
             Phase::Running { .. } => {
                 let kill_at = clock::boottime() + grace;
                 self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
-                if let Some(pid) = self.workload.pid()
-                    && let Err(error) = sys::kill(pid, signal)
-                {
+                if let Err(error) = self.workload.signal(signal) {
                     return Reply::Failed(format!("signal {signal}: {error}"));
                 }
             }
@@ -298,28 +335,34 @@ impl Shim {
     fn reap(&mut self) {
         while let Ok(Some(_)) = self.signals.read_signal() {}
         while let Ok(Some((pid, status))) = sys::reap() {
-            // In phase Ended it was stopped before it ran: what it did then means nothing.
-            if self.workload.pid() == Some(pid)
-                && let Phase::Running { started_ms } = self.phase
-            {
-                let verdict = self.workload.verdict(status);
-                let started_ms = matches!(verdict, Verdict::Ended(_)).then_some(started_ms);
-                self.phase = Phase::Ended {
-                    started_ms,
-                    verdict,
-                    at_ms: clock::wall_ms(),
-                };
-            } else if self.workload.pid() == Some(pid)
-                && let Phase::Created = self.phase
-            {
-                let verdict = Verdict::CannotRun(format!("ended before it was started: {status}"));
-                self.phase = Phase::Ended {
-                    started_ms: None,
-                    verdict,
-                    at_ms: clock::wall_ms(),
-                };
+            if self.workload.pid() == Some(pid) {
+                self.first_ended(Ok(status));
             }
         }
+        if let Some(verdict) = self.workload.ended() {
+            self.first_ended(Err(verdict));
+        }
+    }
+
+    /// The first process has ended so, or the workload says how the command did.
+    fn first_ended(&mut self, how: Result<ExitStatus, Verdict>) {
+        let (started_ms, verdict) = match (&self.phase, how) {
+            (Phase::Running { started_ms }, how) => {
+                let verdict = how.map_or_else(|told| told, |status| self.workload.verdict(status));
+                (matches!(verdict, Verdict::Ended(_)).then_some(*started_ms), verdict)
+            }
+            (Phase::Created, how) => {
+                let status = how.map_or_else(|_| String::new(), |status| format!(": {status}"));
+                (None, Verdict::CannotRun(format!("ended before it was started{status}")))
+            }
+            // It was stopped before it ran: what it did then means nothing.
+            (Phase::Ended { .. }, _) => return,
+        };
+        self.phase = Phase::Ended {
+            started_ms,
+            verdict,
+            at_ms: clock::wall_ms(),
+        };
     }
 
     /// Kills what has to be gone by now.

@@ -29,13 +29,9 @@ enum Heard {
 }
 
 impl Peers {
-    /// Listens in the directory. Its path may be longer than a socket's may be, so this works from inside of it.
+    /// Listens in the directory.
     pub(super) fn listen(directory: &Path) -> io::Result<Peers> {
-        let before = std::env::current_dir()?;
-        std::env::set_current_dir(directory)?;
-        let listener = UnixListener::bind("control");
-        std::env::set_current_dir(before)?;
-        let listener = listener?;
+        let listener = listen(directory, "control")?;
         listener.set_nonblocking(true)?;
         Ok(Peers {
             listener,
@@ -100,6 +96,15 @@ impl Peers {
             let _ = peer.stream.write(b"\n");
         }
     }
+}
+
+/// Listens in a directory. Its path may be longer than a socket's may be, so this works from inside of it.
+pub(super) fn listen(directory: &Path, name: &str) -> io::Result<UnixListener> {
+    let before = std::env::current_dir()?;
+    std::env::set_current_dir(directory)?;
+    let listener = UnixListener::bind(name);
+    std::env::set_current_dir(before)?;
+    listener
 }
 
 impl Peer {

@@ -63,17 +63,12 @@ struct Request {
 /// Serves the agent at the other end of standard input until it has gone: `None`. Comes back in each child that is to be a shim, with the
 /// container's directory; what the shim says to the agent goes to its standard output.
 pub(super) fn serve() -> io::Result<Option<(Directory, Common)>> {
-    // Every signal stays pending: nothing but SIGKILL ends a shim or this, and a container's first process is born with them blocked.
-    sys::block_signals();
-    // Its own session: signals of a terminal that the agent was started from do not reach it. Fails only when it has one already.
-    let _ = nix::unistd::setsid();
+    apart();
     sys::close_from(3);
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
     std::env::set_current_dir("/")?;
     nix::sys::prctl::set_name(c"muster-shims")?;
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    protect_from_oom();
     let common = Common::new();
     let signals = SignalFd::with_flags(
         &SigSet::from(Signal::SIGCHLD),
@@ -110,6 +105,23 @@ pub(super) fn serve() -> io::Result<Option<(Directory, Common)>> {
             ),
         }
     }
+}
+
+/// Makes this process, which was not forked from a server, the shim for a container.
+pub(super) fn alone(directory: PathBuf) -> io::Result<Directory> {
+    apart();
+    std::env::set_current_dir(&directory)?;
+    Ok(Directory::at(directory))
+}
+
+/// What every server and every shim is like, whoever began it.
+fn apart() {
+    // Every signal stays pending: nothing but SIGKILL ends a shim or this, and a container's first process is born with them blocked.
+    sys::block_signals();
+    // Its own session: signals of a terminal that the agent was started from do not reach it. Fails only when it has one already.
+    let _ = nix::unistd::setsid();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    protect_from_oom();
 }
 
 fn receive(socket: &OwnedFd) -> io::Result<Option<Request>> {
