@@ -32,6 +32,7 @@ use crate::limits::{
 };
 use crate::orphans::Orphans;
 use crate::plan::{self, AgentPlan, Memory, PlanInput, Report, TaskKey};
+use crate::pulls::{Pulled, Pulling};
 use crate::register::Health;
 use crate::report::{self, Deferred};
 use crate::session::Session;
@@ -103,6 +104,8 @@ pub(crate) struct Agent {
     /// The session that is known to be gone.
     fenced: Option<u64>,
     jobs: JoinSet<Done>,
+    /// Apart from the jobs: nothing waits for them.
+    pulls: Pulling,
     runtime_slots: Arc<Semaphore>,
     report_slots: Arc<Semaphore>,
     list_backoff: Backoff,
@@ -144,6 +147,7 @@ impl Agent {
             deferred: Deferred::default(),
             fenced: None,
             jobs: JoinSet::new(),
+            pulls: Pulling::new(parts.runtime.puller()),
             runtime_slots: Arc::new(Semaphore::new(RUNTIME_JOBS)),
             report_slots: Arc::new(Semaphore::new(REPORT_JOBS)),
             list_backoff: Backoff::new(),
@@ -173,6 +177,7 @@ impl Agent {
                     self.stale = true;
                 }
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => self.done(done?),
+                pulled = self.pulls.next() => self.pulled(pulled?),
                 changed = self.parts.active.changed() => {
                     if changed.is_err() {
                         break;
@@ -292,6 +297,12 @@ impl Agent {
         }
     }
 
+    fn pulled(&mut self, (image, pulled): (String, Pulled)) {
+        if self.pulls.ended(&image, pulled, self.parts.env.now()) {
+            self.memory.image_is_here(&image);
+        }
+    }
+
     fn reported(&mut self, key: TaskKey, session: u64, answer: Result<Option<Task>, CallError>) {
         match answer {
             Ok(Some(task)) => {
@@ -367,6 +378,7 @@ impl Agent {
             busy: &self.busy,
             orphans: &orphans,
             memory: &self.memory,
+            pulls: self.pulls.look(wall),
         });
         self.idle = plan.actions.is_empty() && (plan.reports.is_empty() || session.is_none()) && self.jobs.is_empty();
         self.wake = [
@@ -413,6 +425,7 @@ impl Agent {
             self.jobs
                 .spawn(async move { Done::Acted(uid, executor::act(runtime, slots, actions).await) });
         }
+        self.pulls.want(&plan.images, self.parts.env.now());
         let Some(session) = session else {
             return;
         };

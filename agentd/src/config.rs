@@ -10,6 +10,7 @@ use clap::Parser;
 use muster_agentd::data_dir::DataDir;
 use muster_agentd::devices::{DeviceSource, GpuChoice};
 use muster_agentd::machine::{self, Claim};
+use muster_agentd::registries::RegistryArgs;
 use muster_agentd::runtimes::{Choice, Opened};
 use muster_agentd::{Config, NodeServer, tls};
 use muster_api::duration::Span;
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// What runs the tasks: process, containerd[=SOCKET], or auto, which is containerd when one answers where it usually listens.
     #[arg(long, default_value_t, value_name = "RUNTIME")]
     runtime: Choice,
+    /// Where images come from.
+    #[command(flatten)]
+    registries: RegistryArgs,
     /// The GPUs: auto (NVIDIA's, if there are any), none, nvml, cdi:VENDOR/CLASS, or simulated ones such as sim:8xH100.
     #[arg(long, default_value = "auto", value_name = "GPUS")]
     gpus: GpuChoice,
@@ -166,6 +170,10 @@ impl Args {
         let base = process::Config {
             hidden: self.secrets(),
             images: Images::new(self.images()?),
+            registries: self
+                .registries
+                .config()
+                .context("--registry-credentials, --registry-ca")?,
             ..process::Config::new(self.data_dir.join("runtime"))
         };
         let runtime = Opened::open(&self.runtime, base).await?;
@@ -205,6 +213,8 @@ impl Args {
         let files = [&self.kubeconfig, &self.token_file, &self.key].into_iter().flatten();
         let paths = files
             .chain([&self.data_dir])
+            .map(PathBuf::as_path)
+            .chain(self.registries.secrets())
             .filter_map(|path| path.canonicalize().ok());
         paths.collect()
     }

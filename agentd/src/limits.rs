@@ -68,6 +68,20 @@ pub const REPORTS_MANY: usize = REPORT_JOBS;
 /// How late it may be said that a task runs: not noticed by a person among so many, and longer than a small task.
 pub const RUNNING_PATIENCE: Duration = Duration::from_millis(200);
 
+/// Images that come from registries at a time: a line and a disk are busy with one; a second goes on while the first is unpacked.
+pub const PULL_JOBS: usize = 2;
+/// How long one try to fetch an image may take: 40 GiB at 12 MiB a second. What has come is not lost.
+pub const PULL_DEADLINE: Duration = Duration::from_secs(3600);
+/// The first wait after an image could not be fetched; each further one is twice as long, up to [`PULL_RETRY_MAX`].
+pub const PULL_RETRY_FIRST: Duration = Duration::from_secs(2);
+/// The longest wait, unless the registry asks for a longer one.
+pub const PULL_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long a task waits for an image that could not be fetched until it is given back: a registry that is restarted, or a person who is called
+/// to it.
+pub const PULL_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// How often a status says how far an image is: one write for every task that waits for it.
+pub const PULL_TOLD_EVERY: Duration = Duration::from_secs(2);
+
 /// How long one request to the API server may take before it counts as failed.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 

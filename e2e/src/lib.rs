@@ -13,6 +13,7 @@ pub mod fleet;
 pub mod lab;
 pub mod parts;
 pub mod process;
+pub mod registry;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use muster_e2e::registry::Registry;
 use muster_e2e::{Cluster, PATIENCE};
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
@@ -278,6 +279,41 @@ fn a_device_and_what_belongs_to_it_are_in_the_container_of_the_task_that_got_it_
     let without = run("without", "0");
     assert_eq!(without.matches("No such file or directory").count(), 2, "{without}");
     assert!(without.ends_with("\n\nvoid\n"), "{without}");
+    cluster.stop()?;
+    Ok(())
+}
+
+#[test]
+fn an_image_of_a_registry_is_fetched_into_the_store_of_containerd() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let layout = directory.path().join("layout");
+    image(&layout)?;
+    let registry = Registry::start(false)?;
+    let digest = registry.push(&layout, "team/hello", "1")?;
+    let (by_tag, by_digest) = (
+        registry.name("team/hello:1"),
+        registry.name(&format!("team/hello@{digest}")),
+    );
+    let daemon = Daemon::start()?;
+    let runtime = format!("containerd={}", daemon.socket().display());
+    let mut cluster = Cluster::start(&["--runtime", &runtime])?;
+    for (name, image) in [("by-tag", &by_tag), ("by-digest", &by_digest)] {
+        assert_eq!(
+            cluster.mctl(&["run", name, "--image", image]).ok(),
+            "hello from the image\n"
+        );
+    }
+    let listed = cluster.mctl(&["image", "list", "--runtime", &runtime]).ok();
+    assert!(listed.contains(&by_tag) && listed.contains(&by_digest), "{listed}");
+    assert!(
+        daemon.ctr(&["images", "ls", "-q"])?.contains(&by_tag),
+        "it is there for ctr, too"
+    );
+    let missing = cluster.mctl(&["run", "missing", "--image", &registry.name("team/hello:2")]);
+    assert!(
+        missing.code == 5 && missing.stderr.contains("MANIFEST_UNKNOWN"),
+        "{missing:?}"
+    );
     cluster.stop()?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! From an OCI layout on disk to a task that sees its files.
+//! From an OCI layout on disk, or a registry, to a task that sees its files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use muster_e2e::Cluster;
+use muster_e2e::registry::Registry;
 use serde_json::{Value, json};
 
 /// The digest and the size of a file, as a manifest has them.
@@ -123,5 +124,88 @@ fn a_task_runs_from_an_image_that_was_imported_and_says_how_to_import_one() -> R
         "{}",
         gone.stderr
     );
+    Ok(())
+}
+
+#[test]
+fn a_task_runs_from_an_image_that_a_registry_has() -> Result<()> {
+    let work = tempfile::tempdir()?;
+    image(work.path())?;
+    let registry = Registry::start(true)?;
+    let digest = registry.push(&work.path().join("layout"), "team/hello", "1")?;
+    let (by_tag, by_digest) = (
+        registry.name("team/hello:1"),
+        registry.name(&format!("team/hello@{digest}")),
+    );
+
+    let stranger = Cluster::start(&[])?;
+    let refused = stranger.mctl(&["run", "refused", "--image", &by_tag]);
+    assert!(
+        refused.code == 5
+            && refused.stderr.contains("ImagePullFailed")
+            && refused.stderr.contains("--registry-credentials"),
+        "{refused:?}"
+    );
+    drop(stranger);
+
+    let credentials = registry.credentials()?;
+    let credentials = credentials.to_str().context("a path")?;
+    let cluster = Cluster::start(&["--registry-credentials", credentials])?;
+    for (name, image) in [("by-tag", &by_tag), ("by-digest", &by_digest)] {
+        assert_eq!(
+            cluster.mctl(&["run", name, "--image", image]).ok(),
+            "hello from the image\n"
+        );
+    }
+    let images = cluster.data_dir().join("images");
+    let images = images.to_str().context("a path")?;
+    let listed = cluster.mctl(&["image", "list", "--images", images]).ok();
+    assert!(listed.contains(&by_tag) && listed.contains(&by_digest), "{listed}");
+    let missing = cluster.mctl(&["run", "missing", "--image", &registry.name("team/hello:2")]);
+    assert!(
+        missing.code == 5 && missing.stderr.contains("ImageNotFound") && missing.stderr.contains("MANIFEST_UNKNOWN"),
+        "{missing:?}"
+    );
+    let secret = cluster.mctl(&["run", "curious", "--", "cat", credentials]);
+    assert_ne!(secret.code, 0, "tasks do not see the credentials: {secret:?}");
+
+    // What is here needs no registry.
+    drop(registry);
+    assert_eq!(
+        cluster.mctl(&["run", "again", "--image", &by_tag]).ok(),
+        "hello from the image\n"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_task_says_that_it_waits_for_a_registry_and_ends_when_it_is_killed() -> Result<()> {
+    // Somebody listens there and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let image = format!("{}/team/hello:1", silent.local_addr()?);
+    let cluster = Cluster::start(&[])?;
+    cluster
+        .mctl(&["run", "waits", "--image", &image, "--detach", "--", "true"])
+        .ok();
+    let waits = [
+        "wait",
+        "task/waits",
+        "--for",
+        "jsonpath={.status.reason}=PullingImage",
+        "--timeout",
+        "60s",
+    ];
+    cluster.mctl(&waits).ok();
+    assert!(
+        cluster
+            .field("waits", ".status.message")
+            .contains("asking the registry")
+    );
+    cluster.mctl(&["delete", "task", "waits"]).ok();
+    let left = Command::new("find")
+        .arg(cluster.data_dir())
+        .args(["-path", "*/pulls/*"])
+        .output()?;
+    assert_eq!(String::from_utf8(left.stdout)?, "", "nothing is left of it");
     Ok(())
 }

@@ -307,7 +307,8 @@ pub struct RunArgs {
     /// yaml or json, with --dry-run or --detach.
     #[arg(short = 'o', long, value_name = "FORMAT")]
     pub output: Option<String>,
-    /// The image whose files the command sees; it must have been imported on the agent (`mctl image import`).
+    /// The image whose files the command sees: of a registry, as in registry.example/team/app:1, or imported on the agent (`mctl image
+    /// import`).
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
     /// The command and its arguments. Without it, an image runs what it says itself.

@@ -11,10 +11,13 @@ pub mod conformance;
 pub mod fake;
 pub mod images;
 pub mod limits;
+mod percent;
 pub mod process;
+pub mod registry;
 pub mod spec;
 mod types;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -71,6 +74,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Wakes its reader when any container may have changed state. May say too much, never too little; carries no data:
     /// the reader lists again.
     fn changes(&self) -> BoxStream<'static, ()>;
+
+    /// What fetches images that are not here; `None`: nothing does, so they have to be imported.
+    fn puller(&self) -> Option<Arc<dyn registry::Puller>> {
+        None
+    }
 
     /// What ends containers that have a [`Limits::fence`]; `None`: nothing does, so none may be made.
     fn guard(&self) -> Option<&dyn Guard> {

@@ -50,6 +50,24 @@ pub const IMAGE_LAYERS: usize = 128;
 /// The most bytes of a manifest or a configuration: what registries take.
 pub const IMAGE_DOCUMENT_BYTES: u64 = 4 << 20;
 
+/// How long a registry may keep one waiting for an answer, or for more of it.
+pub const PULL_SILENCE: Duration = Duration::from_secs(30);
+
+/// Parts of one image that come at a time: more than one, because a registry may be slow to begin; few, because the line is shared.
+pub const PULL_BLOBS: usize = 3;
+
+/// How often a connection that ended while it brought something is made again at once.
+pub const PULL_RESUMES: usize = 10;
+
+/// How often an answer may point elsewhere: registries point to a store of objects, which may point to a place of its own.
+pub const PULL_REDIRECTS: usize = 5;
+
+/// The longest time for which a registry is left alone because it said so.
+pub const PULL_AFTER_MAX: Duration = Duration::from_secs(600);
+
+/// How long what has come of an image is kept when nobody goes on with it.
+pub const PULL_KEPT: Duration = Duration::from_secs(24 * 3600);
+
 /// How long one call to containerd may take. Those that run a program (runc, twice, and a shim) took 40 ms on an idle machine and 0.5 s with
 /// eight others on two cores; a hundred at once make 5 s. Within [`CREATE_DEADLINE`] there is time for the three calls of a start that hangs.
 pub const CONTAINERD_CALL_DEADLINE: Duration = Duration::from_secs(10);

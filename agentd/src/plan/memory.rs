@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use muster_runtime::{Container, ContainerId, Error};
+use muster_runtime::{Container, ContainerId, Error, Rootfs};
 
 use super::Action;
 use crate::limits::{RETRY_FIRST, RETRY_MAX};
@@ -28,8 +28,8 @@ pub enum Verb {
 pub struct Failure {
     /// Whether trying again is useless.
     pub invalid: bool,
-    /// Whether it is useless because the image is not here.
-    pub no_image: bool,
+    /// The image that is not here, if that is why.
+    pub no_image: Option<String>,
     /// How often, in a row.
     pub count: u32,
     /// Since when.
@@ -48,8 +48,18 @@ pub struct Memory {
     attempts: BTreeMap<String, u32>,
 }
 
+fn absent_image(action: &Action, error: &Error) -> Option<String> {
+    match (action, error) {
+        (Action::Create { spec, .. }, Error::ImageNotFound(_)) => match &spec.rootfs {
+            Rootfs::Image { name, .. } => Some(name.clone()),
+            Rootfs::Host | Rootfs::Directory(_) => None,
+        },
+        _ => None,
+    }
+}
+
 /// A time later by this much; the end of time when there is none.
-pub(super) fn after(time: Timestamp, by: Duration) -> Timestamp {
+pub(crate) fn after(time: Timestamp, by: Duration) -> Timestamp {
     SignedDuration::try_from(by)
         .ok()
         .and_then(|by| time.checked_add(by).ok())
@@ -90,7 +100,7 @@ impl Memory {
                     .min(RETRY_MAX);
                 let failure = Failure {
                     invalid: matches!(error, Error::Invalid(_) | Error::ImageNotFound(_)),
-                    no_image: matches!(error, Error::ImageNotFound(_)),
+                    no_image: absent_image(action, error),
                     count,
                     since: before.map_or(now, |before| before.since),
                     retry_at: after(now, wait),
@@ -99,6 +109,12 @@ impl Memory {
                 self.failures.insert(key, failure);
             }
         }
+    }
+
+    /// An image is here now: what failed for want of it may be tried again.
+    pub fn image_is_here(&mut self, image: &str) {
+        self.failures
+            .retain(|_, failure| failure.no_image.as_deref() != Some(image));
     }
 
     /// Takes in which containers are here, and forgets what is about tasks that neither exist nor have containers.

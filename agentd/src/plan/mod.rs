@@ -9,6 +9,7 @@
 //! Tested by tables (one case per rule) and by properties over random histories.
 
 mod ended;
+mod image;
 mod memory;
 mod task;
 
@@ -29,8 +30,10 @@ use muster_runtime::{Container, ContainerId, ContainerSpec, State, Stop};
 
 use crate::devices::DeviceSource;
 use crate::limits::GRACE_DEFAULT;
+use crate::pulls::Pull;
 use crate::spec;
 pub use ended::EndedTask;
+pub(crate) use memory::after;
 pub use memory::{Failure, Memory, Verb};
 
 /// The name of a task: its namespace and its name there.
@@ -89,6 +92,8 @@ pub struct PlanInput<'a> {
     pub orphans: &'a BTreeSet<String>,
     /// What this process remembers.
     pub memory: &'a Memory,
+    /// What is known of the images that are wanted from registries; `None`: the runtime fetches none.
+    pub pulls: Option<&'a BTreeMap<String, Pull>>,
 }
 
 /// What to do, and what to say.
@@ -98,6 +103,8 @@ pub struct AgentPlan {
     pub actions: BTreeMap<String, Vec<Action>>,
     /// What the API server does not show yet.
     pub reports: BTreeMap<TaskKey, Report>,
+    /// The images that have to come from registries.
+    pub images: BTreeSet<String>,
     /// When to plan again even if nothing happens.
     pub wake: Option<Timestamp>,
     /// Objects that could not be understood.
@@ -155,6 +162,7 @@ pub enum Report {
 struct TaskPlan {
     actions: Vec<Action>,
     report: Option<Report>,
+    image: Option<String>,
     wake: Option<Timestamp>,
 }
 
@@ -222,6 +230,7 @@ impl AgentPlan {
         if let (Some(key), Some(report)) = (key, one.report) {
             self.reports.insert(key.clone(), report);
         }
+        self.images.extend(one.image);
         self.wake = earlier(self.wake, one.wake);
     }
 }

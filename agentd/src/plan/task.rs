@@ -8,7 +8,7 @@ use muster_api::v1::{Desired, Task, TaskReason, TaskStatus};
 use muster_runtime::{Container, ContainerId, ContainerSpec, State};
 
 use super::memory::after;
-use super::{Action, Failure, Held, PlanInput, Report, TaskPlan, Verb, earlier, port};
+use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier, image, port};
 use crate::limits::{CONTAINERS_KEPT, START_PATIENCE};
 use crate::restart::{self, Decision};
 use crate::spec::{self, container_id, container_spec};
@@ -54,15 +54,6 @@ enum Latest {
     Running(ContainerId),
     /// It is over.
     Ended(Ended),
-}
-
-/// Why a task ends whose container the runtime refuses to make.
-fn refusal(failure: &Failure) -> TaskReason {
-    if failure.no_image {
-        TaskReason::ImageNotFound
-    } else {
-        TaskReason::LaunchFailed
-    }
 }
 
 struct Case<'a> {
@@ -221,11 +212,14 @@ impl Case<'_> {
             return self.end(not_started(why.to_owned()), self.now_ms());
         }
         let failure = self.input.memory.failure(&id, Verb::Create).cloned();
+        match image::fetch(self.input, &mut self.plan, failure.as_ref()) {
+            None => {}
+            Some(Ok(words)) => return self.say(Phase::Starting, TaskReason::PullingImage, words),
+            Some(Err(outcome)) => return self.end(outcome, self.now_ms()),
+        }
         match &failure {
             Some(failure) if failure.invalid => {
-                let mut outcome = impossible(failure.message.clone());
-                outcome.reason = refusal(failure);
-                return self.end(outcome, self.now_ms());
+                return self.end(impossible(failure.message.clone()), self.now_ms());
             }
             Some(failure) if after(failure.since, START_PATIENCE) <= self.input.now => {
                 let message = format!(
@@ -333,6 +327,19 @@ impl Case<'_> {
             return;
         };
         let failure = self.input.memory.failure(&id, Verb::Create).cloned();
+        let failed = |reason, message: String| Outcome {
+            phase: Phase::Failed,
+            reason,
+            message: format!("attempt {number} could not be started: {message}"),
+        };
+        match image::fetch(self.input, &mut self.plan, failure.as_ref()) {
+            None => {}
+            Some(Ok(words)) => {
+                let message = format!("attempt {number} waits for its image: {words}");
+                return self.say(Phase::Running, TaskReason::BackOff, message);
+            }
+            Some(Err(Outcome { reason, message, .. })) => return self.end(failed(reason, message), ended.finished_ms),
+        }
         let spec = container_spec(self.task, number, self.input.agent, self.input.devices);
         let refused = match (&spec, &failure) {
             (Err(error), _) => Some(error.to_string()),
@@ -340,12 +347,7 @@ impl Case<'_> {
             _ => None,
         };
         if let Some(message) = refused {
-            let outcome = Outcome {
-                phase: Phase::Failed,
-                reason: failure.as_ref().map_or(TaskReason::LaunchFailed, refusal),
-                message: format!("attempt {number} could not be started: {message}"),
-            };
-            return self.end(outcome, ended.finished_ms);
+            return self.end(failed(TaskReason::LaunchFailed, message), ended.finished_ms);
         }
         let waits = self.in_use();
         let trouble = failure.map(|failure| format!("trying again: {}", failure.message));

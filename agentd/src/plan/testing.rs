@@ -12,6 +12,7 @@ use muster_runtime::{Container, ContainerId, Exit, State};
 
 use super::{Action, AgentPlan, EndedTask, Memory, PlanInput, Report, TaskKey};
 use crate::devices::{DeviceSource, SimulatedDevices};
+use crate::pulls::Pull;
 use crate::spec::{LABEL_ATTEMPT, LABEL_DEVICES, LABEL_UID, container_id};
 
 /// Milliseconds since the epoch at which tests begin.
@@ -85,6 +86,7 @@ pub(crate) struct Scene {
     pub(crate) busy: BTreeSet<String>,
     pub(crate) orphans: BTreeSet<String>,
     pub(crate) memory: Memory,
+    pub(crate) pulls: Option<BTreeMap<String, Pull>>,
 }
 
 impl Scene {
@@ -101,6 +103,7 @@ impl Scene {
             busy: BTreeSet::new(),
             orphans: BTreeSet::new(),
             memory: Memory::default(),
+            pulls: None,
         }
     }
 
@@ -179,6 +182,7 @@ impl Scene {
             busy: &self.busy,
             orphans: &self.orphans,
             memory: &self.memory,
+            pulls: self.pulls.as_ref(),
         })
     }
 

@@ -5,11 +5,13 @@ use std::time::Duration;
 use muster_api::duration::Span;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Attempt, Desired, Kill, RestartPolicy, Signal, Task, TaskReason, Unreachable, UnreachablePolicy};
+use muster_runtime::registry::{PullError, Seen};
 use muster_runtime::{Error, Exit, Labels, State};
 
 use super::testing::*;
 use super::*;
-use crate::limits::{GRACE_DEFAULT, RETRY_FIRST, START_PATIENCE, STOP_AGAIN};
+use crate::limits::{GRACE_DEFAULT, PULL_PATIENCE, PULL_TOLD_EVERY, RETRY_FIRST, START_PATIENCE, STOP_AGAIN};
+use crate::pulls::{FailedPull, Pull};
 use crate::status::VANISHED;
 
 fn nothing(_: &mut Task) {}
@@ -458,6 +460,136 @@ fn an_image_that_is_not_here_is_told_apart() {
     fail(&mut scene, &Error::ImageNotFound("import it".to_owned()));
     let plan = scene.check(&[], Some((Phase::Error, TaskReason::ImageNotFound)));
     assert_eq!(said(&plan).expect("it is said").message, "import it");
+}
+
+const REMOTE: &str = "registry.example/app:1";
+const PULLING: Option<(Phase, TaskReason)> = Some((Phase::Starting, TaskReason::PullingImage));
+
+/// A task whose image is not here, on an agent that can fetch it; this is known of it.
+fn fetching(known: Option<Pull>) -> Scene {
+    let mut scene = Scene::at(Phase::Starting, |task| task.spec.image = Some(REMOTE.to_owned()));
+    fail(&mut scene, &Error::ImageNotFound("import it".to_owned()));
+    scene.pulls = Some(known.into_iter().map(|pull| (REMOTE.to_owned(), pull)).collect());
+    scene
+}
+
+fn failed_pull(scene_ms: i64, error: PullError) -> Pull {
+    let at = |ms| Timestamp::from_millisecond(ms).expect("in range");
+    Pull::Failed(FailedPull {
+        error,
+        count: 3,
+        since: at(scene_ms),
+        retry_at: at(scene_ms + 5000),
+    })
+}
+
+fn message(plan: &AgentPlan) -> &str {
+    &said(plan).expect("it is said").message
+}
+
+#[test]
+fn an_image_of_a_registry_is_fetched_and_said_how_far_it_is() {
+    let wanted = BTreeSet::from([REMOTE.to_owned()]);
+    let plan = fetching(None).check(&[], PULLING);
+    assert_eq!(
+        (&plan.images, message(&plan)),
+        (&wanted, "registry.example/app:1: asking the registry")
+    );
+    let comes = Pull::Comes(Seen {
+        fetched: 1 << 20,
+        total: 4 << 20,
+        unpacking: false,
+    });
+    let mut scene = fetching(Some(comes));
+    let plan = scene.check(&[], PULLING);
+    assert_eq!(
+        (&plan.images, message(&plan)),
+        (&wanted, "registry.example/app:1: 1.0 of 4.0 MiB are here")
+    );
+    let soon = scene.now_ms + PULL_TOLD_EVERY.as_millis() as i64;
+    assert_eq!(plan.wake.map(|wake| wake.as_millisecond()), Some(soon));
+    // Here: the container is made.
+    scene.memory.image_is_here(REMOTE);
+    scene.pulls = Some(BTreeMap::new());
+    let plan = scene.check(&["create 1"], PREPARING);
+    assert!(plan.images.is_empty());
+}
+
+#[test]
+fn an_image_that_nobody_waits_for_is_not_wanted() {
+    let mut scene = Scene::at(Phase::Starting, |task| {
+        task.spec.image = Some(REMOTE.to_owned());
+        killed(task);
+    });
+    scene.pulls = Some(BTreeMap::new());
+    let plan = scene.check(&[], KILLED);
+    assert!(plan.images.is_empty());
+}
+
+#[test]
+fn a_registry_that_fails_is_asked_again_for_a_while_then_the_task_is_given_back() {
+    let busy = |ms| {
+        let (message, after) = ("429 Too Many Requests".to_owned(), None);
+        failed_pull(ms, PullError::Later { message, after })
+    };
+    let now = fetching(None).now_ms;
+    let plan = fetching(Some(busy(now))).check(&[], PULLING);
+    assert_eq!(
+        message(&plan),
+        "registry.example/app:1: trying again: 429 Too Many Requests"
+    );
+    assert_eq!(plan.images.len(), 1);
+    assert_eq!(plan.wake.map(|wake| wake.as_millisecond()), Some(now + 5000));
+    let long_ago = now - PULL_PATIENCE.as_millis() as i64;
+    let plan = fetching(Some(busy(long_ago))).check(&[], Some((Phase::Dropped, TaskReason::ImagePullFailed)));
+    assert!(message(&plan).contains("3 times: 429 Too Many Requests"));
+}
+
+#[test]
+fn an_image_that_will_never_come_is_an_error_and_what_is_known_of_it_is_kept_until_that_was_said() {
+    for (error, reason) in [
+        (PullError::NotFound("404".to_owned()), TaskReason::ImageNotFound),
+        (PullError::Refused("401".to_owned()), TaskReason::ImagePullFailed),
+        (PullError::Damaged("digest".to_owned()), TaskReason::ImagePullFailed),
+    ] {
+        let words = error.to_string();
+        let scene = fetching(None);
+        let plan = fetching(Some(failed_pull(scene.now_ms, error))).check(&[], Some((Phase::Error, reason)));
+        assert_eq!(
+            message(&plan),
+            format!("the image {REMOTE} could not be fetched: {words}")
+        );
+        assert_eq!(plan.images.len(), 1);
+    }
+}
+
+#[test]
+fn a_name_without_a_registry_is_not_completed_with_one() {
+    let mut scene = Scene::at(Phase::Starting, |task| task.spec.image = Some("app:1".to_owned()));
+    fail(&mut scene, &Error::ImageNotFound("import it".to_owned()));
+    scene.pulls = Some(BTreeMap::new());
+    let plan = scene.check(&[], Some((Phase::Error, TaskReason::ImageNotFound)));
+    assert!(plan.images.is_empty());
+    assert!(message(&plan).starts_with("import it; or write which registry has it"));
+}
+
+#[test]
+fn a_later_attempt_waits_for_its_image_too() {
+    let mut scene = Scene::at(Phase::Running, |task| {
+        task.spec.image = Some(REMOTE.to_owned());
+        task.spec.restart_policy = RestartPolicy::Always;
+    })
+    .with("t", 1, exit(1))
+    .after_secs(3600);
+    fail(&mut scene, &Error::ImageNotFound("import it".to_owned()));
+    scene.pulls = Some(BTreeMap::new());
+    let plan = scene.check(&[], BACK_OFF);
+    assert_eq!(plan.images.len(), 1);
+    assert!(message(&plan).starts_with("attempt 2 waits for its image"));
+    let gone = failed_pull(scene.now_ms, PullError::NotFound("404".to_owned()));
+    scene.pulls = Some(BTreeMap::from([(REMOTE.to_owned(), gone)]));
+    let plan = scene.check(&[], Some((Phase::Failed, TaskReason::ImageNotFound)));
+    assert!(message(&plan).contains("attempt 2 could not be started") && message(&plan).contains("404"));
 }
 
 #[test]

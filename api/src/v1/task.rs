@@ -63,7 +63,9 @@ pub struct TaskSpec {
     /// The name of an open offer to accept for this task when it is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offer: Option<String>,
-    /// The image whose files the command sees, such as `busybox:1.36`: it must have been imported on the agent with `mctl image import`.
+    /// The image whose files the command sees, such as `registry.example/team/app:1.2` or `…/app@sha256:…`. An image that the agent does not
+    /// have is fetched from the registry that its name begins with; one without a registry, such as `busybox:1.36`, must have been
+    /// imported on the agent with `mctl image import`.
     /// The image itself is never changed; what the task writes is its own and goes with it. Without an image the command runs on the
     /// agent's own root, read-only and isolated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -374,6 +376,8 @@ pub enum TaskReason {
     OfferAccepted,
     /// Starting: the agent prepares it.
     Preparing,
+    /// Starting: its image comes from a registry; the message says how far it is.
+    PullingImage,
     /// Running: the command runs.
     Started,
     /// Running: the command ended and waits to be run again.
@@ -394,8 +398,10 @@ pub enum TaskReason {
     OutOfMemory,
     /// Failed or Error: the command could not be run.
     LaunchFailed,
-    /// Error, or Failed when it was run before: the agent does not have the task's image.
+    /// Error, or Failed when it was run before: neither the agent nor a registry has the task's image.
     ImageNotFound,
+    /// Error or Dropped, or Failed when it was run before: the task's image could not be fetched from its registry.
+    ImagePullFailed,
     /// Failed: its container disappeared; how it ended is not known.
     ContainerVanished,
     /// Error: its description is impossible.

@@ -134,12 +134,17 @@ async fn runtime(place: &Place<'_>, offered: &Offered) -> Outcome<Opened> {
             format!("fake/{}", env!("CARGO_PKG_VERSION")),
         ));
     };
-    let hidden = place.hidden.iter().chain([&place.directory]);
+    let hidden = place.hidden.iter().chain([&place.directory]).map(PathBuf::as_path);
+    let hidden = hidden.chain(offered.registries.secrets());
     let images = offered.images.as_ref().unwrap_or(&place.images);
     let images = std::path::absolute(images).map_err(|error| because("--images", &error))?;
     let base = process::Config {
         hidden: hidden.filter_map(|path| path.canonicalize().ok()).collect(),
         images: Images::new(images),
+        registries: offered
+            .registries
+            .config()
+            .map_err(|error| because("--registry-credentials, --registry-ca", &error))?,
         ..process::Config::new(place.directory.join("runtime"))
     };
     let opened = Opened::open(choice, base).await;

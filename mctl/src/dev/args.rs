@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use muster_agentd::devices::GpuChoice;
+use muster_agentd::registries::RegistryArgs;
 use muster_agentd::runtimes::Choice;
 use muster_api::duration::Span;
 use muster_api::join::JoinToken;
@@ -65,6 +66,9 @@ pub struct Offered {
     /// Where the images of tasks are, see `mctl image` [default: images below --data-dir].
     #[arg(long, value_name = "DIRECTORY")]
     pub images: Option<PathBuf>,
+    /// Where other images come from.
+    #[command(flatten)]
+    pub registries: RegistryArgs,
 }
 
 /// `mctl dev`.

@@ -26,6 +26,7 @@ pub use config::Defaults;
 pub(crate) use config::of_image;
 pub use import::Imported;
 pub(crate) use import::choose;
+pub(crate) use source::{digest, digest_text};
 
 /// How many names a message lists.
 const SHOWN_MAX: usize = 20;

@@ -156,11 +156,11 @@ impl<R: Read> Read for Digested<R> {
     }
 }
 
-pub(super) fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     digest_text(Sha256::new_with_prefix(bytes))
 }
 
-fn digest_text(hash: Sha256) -> String {
+pub(crate) fn digest_text(hash: Sha256) -> String {
     let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::Images;
+use crate::{Images, registry};
 
 /// How to run this executable as a server of shims. It is run once for each runtime, with an empty environment, and has to call
 /// [`super::shim_main`].
@@ -49,6 +49,8 @@ pub struct Config {
     pub isolate: Isolate,
     /// Where [`crate::Rootfs::Image`] is looked for. Hidden from containers.
     pub images: Images,
+    /// How registries are asked for images that are not there.
+    pub registries: registry::Config,
 }
 
 impl Config {
@@ -67,7 +69,13 @@ impl Config {
             shim: ShimCommand::default(),
             hidden: Vec::new(),
             isolate: Isolate::Auto,
+            registries: registry::Config::default(),
         }
+    }
+
+    /// Where images are while they come.
+    pub(super) fn pulls(&self) -> PathBuf {
+        self.state_dir.join("pulls")
     }
 
     /// The file that says up to when somebody vouches for containers.

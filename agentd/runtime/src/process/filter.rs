@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator};
 
 use super::sys;
+use crate::{Error, spec};
 
 /// How the library arranges calls, see `SCMP_FLTATR_CTL_OPTIMIZE` in seccomp_attr_set(3).
 const TREE: u32 = 2;
@@ -37,6 +38,21 @@ pub(super) enum FilterError {
     /// The profile uses what none of ours does.
     #[error("seccomp profile: {0} is not supported")]
     Unsupported(String),
+}
+
+/// The seccomp program that every isolated container runs behind, as the kernel takes it (`struct sock_filter`, one after the other): for
+/// whoever wants to compare it with what does run.
+///
+/// # Errors
+/// When the profile cannot be compiled here.
+pub fn seccomp_program() -> Result<Vec<u8>, Error> {
+    let failed = |error: FilterError| Error::System {
+        context: "compiling the seccomp profile".to_owned(),
+        message: error.to_string(),
+    };
+    Filter::compile(&spec::seccomp())
+        .map(|filter| filter.bytes())
+        .map_err(failed)
 }
 
 impl Filter {

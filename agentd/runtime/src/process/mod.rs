@@ -28,6 +28,7 @@ mod logs;
 mod lost;
 mod maker;
 mod prepare;
+mod pull;
 mod shared;
 mod shim;
 mod shims;
@@ -48,14 +49,17 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::limits::{CALL_DEADLINE, CONTAINERD_CREATE_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
+use crate::registry::{self, Puller};
 use crate::{Container, ContainerId, ContainerSpec, Error, Guard, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
 use control::{Created, LINE_MAX, Reply, Request};
 use directory::{Directory, ROOT};
 use maker::Maker;
+use pull::IntoDirectory;
 use shared::{Listed, Shared, blocking, lock, system};
 use shims::{Asked, Shims};
 
 pub use config::{Config, Isolate, ShimCommand};
+pub use filter::seccomp_program;
 pub use shim::shim_main;
 
 /// How often something is looked at that cannot announce itself: a shim that another agent has just begun.
@@ -99,6 +103,7 @@ impl ProcessRuntime {
         let state_dir = config.state_dir.canonicalize().map_err(failed)?;
         let config = Config { state_dir, ..config };
         prepare::empty_trash(&config.state_dir);
+        registry::forget_old(&config.pulls());
         let (hierarchies, isolation) = prepare::isolation(&config);
         let shims = Shims::new(config.shim.clone(), config.state_dir.join("shims.log"));
         // A maker begins shims in a way of its own.
@@ -136,21 +141,6 @@ impl ProcessRuntime {
             let _ = cgroup::Cgroup::new(hierarchies.clone(), &self.shared.config.cgroup_parent).remove();
         }
     }
-}
-
-/// The seccomp program that every isolated container runs behind, as the kernel takes it (`struct sock_filter`, one after the other): for
-/// whoever wants to compare it with what does run.
-///
-/// # Errors
-/// When the profile cannot be compiled here.
-pub fn seccomp_program() -> Result<Vec<u8>, Error> {
-    let failed = |error: filter::FilterError| Error::System {
-        context: "compiling the seccomp profile".to_owned(),
-        message: error.to_string(),
-    };
-    filter::Filter::compile(&crate::spec::seccomp())
-        .map(|filter| filter.bytes())
-        .map_err(failed)
 }
 
 impl ProcessRuntime {
@@ -485,6 +475,12 @@ impl Runtime for ProcessRuntime {
             Some(((), version))
         })
         .boxed()
+    }
+
+    fn puller(&self) -> Option<Arc<dyn Puller>> {
+        // A plain process runs from no image.
+        self.shared.hierarchies.as_ref()?;
+        Some(Arc::new(IntoDirectory(Arc::clone(&self.shared))))
     }
 
     fn guard(&self) -> Option<&dyn Guard> {

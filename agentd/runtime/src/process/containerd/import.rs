@@ -51,6 +51,11 @@ impl Store {
         })
     }
 
+    /// That of a containerd which is talked to already.
+    pub(super) fn of(client: Client) -> Store {
+        Store { client }
+    }
+
     /// Puts the image at `path`, an OCI layout or an archive, into the store under a name. `digest`: what its manifest must have. A name that is
     /// taken then means this image.
     ///

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::config::Config as Base;
 use super::super::directory::Directory;
-use crate::Error;
+use crate::{Error, percent};
 
 /// How containerd's shim starts ours: this very executable, also after its file was replaced.
 pub(super) fn logger(base: &Base, directory: &Directory) -> Result<String, Error> {
@@ -19,26 +19,13 @@ pub(super) fn logger(base: &Base, directory: &Directory) -> Result<String, Error
     };
     let (program, word) = (program.as_os_str(), word.as_os_str());
     let directory = directory.path().as_os_str();
-    let encode = |text: &std::ffi::OsStr| escape(text.as_encoded_bytes());
+    let encode = |text: &std::ffi::OsStr| percent::encode(text.as_encoded_bytes());
     Ok(format!(
         "binary://{}?{}={}",
         encode(program),
         encode(word),
         encode(directory)
     ))
-}
-
-/// The bytes of a path, as they are written in a URI.
-fn escape(bytes: &[u8]) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(byte);
-    let escaped = bytes.iter().map(|byte| {
-        if plain(byte) {
-            char::from(*byte).to_string()
-        } else {
-            format!("%{byte:02X}")
-        }
-    });
-    escaped.collect()
 }
 
 #[cfg(test)]

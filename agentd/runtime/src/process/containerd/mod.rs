@@ -36,9 +36,11 @@ use super::directory::{ELSEWHERE, Held};
 use super::shared::{Shared, lock, system};
 use super::{ProcessRuntime, clock};
 use crate::limits::{CONTAINERD_ANSWER, CONTAINERD_TIDY_AGAIN};
+use crate::registry::{self, Progress, PullError, Puller};
 use crate::{
     Container, ContainerId, ContainerSpec, Error, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, State, Stop,
 };
+use client::Client;
 use make::Daemon;
 
 pub use config::{Config, NAMESPACE_DEFAULT, SOCKET_DEFAULT};
@@ -293,8 +295,51 @@ impl Runtime for ContainerdRuntime {
         self.kept.changes()
     }
 
+    fn puller(&self) -> Option<Arc<dyn Puller>> {
+        Some(Arc::new(IntoContainerd {
+            shared: Arc::clone(&self.kept.shared),
+            client: self.daemon.client.clone(),
+        }))
+    }
+
     fn guard(&self) -> Option<&dyn Guard> {
         self.kept.guard()
+    }
+}
+
+/// Fetches images into the store of containerd.
+struct IntoContainerd {
+    shared: Arc<Shared>,
+    client: Client,
+}
+
+#[async_trait]
+impl Puller for IntoContainerd {
+    async fn pull(&self, image: &str, progress: &Progress) -> Result<(), PullError> {
+        let config = &self.shared.config;
+        let failed = |error: Error| match error {
+            Error::Invalid(why) => PullError::Damaged(why),
+            error => PullError::later(error.to_string()),
+        };
+        let store = Store::of(self.client.clone());
+        if store::find(&self.client, image)
+            .await
+            .is_ok_and(|found| found.is_some())
+        {
+            return Ok(());
+        }
+        registry::pull(
+            &config.registries,
+            &config.pulls(),
+            image,
+            progress,
+            |layout| async move { store.import(&layout, image, None).await.map(drop).map_err(failed) },
+        )
+        .await
+    }
+
+    fn forget(&self, image: &str) {
+        registry::forget(&self.shared.config.pulls(), image);
     }
 }
 
