@@ -1,5 +1,6 @@
 //! What an agent keeps on disk besides its containers and its claim: what it knows of its cluster. Not used by simulated agents.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -65,20 +66,52 @@ impl DataDir {
     }
 }
 
+/// What is free on the disk of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// For others than root.
+    pub bytes: u64,
+    /// Of the whole, in hundredths.
+    pub percent: u64,
+    /// How many files more there can be, where their number is fixed.
+    pub files: Option<u64>,
+}
+
+impl Room {
+    /// That of a directory, or of the nearest that is there and in which it would be made.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn of(path: &Path) -> io::Result<Room> {
+        let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+        let disk = nix::sys::statvfs::statvfs(there)?;
+        Ok(Room {
+            bytes: disk.blocks_available().saturating_mul(disk.fragment_size()),
+            percent: disk.blocks_available().saturating_mul(100) / disk.blocks().max(1),
+            files: (disk.files() > 0).then(|| disk.files_available()),
+        })
+    }
+
+    /// Whether there is so little that nothing new is begun.
+    pub fn is_low(&self) -> bool {
+        self.bytes < BYTES_LOW || self.files.is_some_and(|files| files < FILES_LOW)
+    }
+}
+
+impl fmt::Display for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MiB", self.bytes >> 20)?;
+        self.files.map_or(Ok(()), |files| write!(f, " and {files} files"))
+    }
+}
+
 fn pressure(path: &Path) -> Option<String> {
     // Not being told is no reason to refuse.
-    let disk = nix::sys::statvfs::statvfs(path).ok()?;
-    let bytes = disk.blocks_available().saturating_mul(disk.fragment_size());
-    // Some file systems have no fixed number of files.
-    let files_low = disk.files() > 0 && disk.files_available() < FILES_LOW;
-    (bytes < BYTES_LOW || files_low).then(|| {
-        format!(
-            "the disk of {} is full: {} MiB and {} files are free; make room there, then tasks are started again",
-            path.display(),
-            bytes >> 20,
-            disk.files_available()
-        )
-    })
+    let room = Room::of(path).ok().filter(Room::is_low)?;
+    Some(format!(
+        "the disk of {} is full: {room} are free; make room there, then tasks are started again",
+        path.display()
+    ))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod agent;
 pub mod ask;
 pub mod data_dir;
 pub mod devices;
+pub mod doctor;
 pub mod executor;
 pub mod feed;
 pub mod limits;

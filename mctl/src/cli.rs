@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::apply_args::{ApplyArgs, DiffArgs};
+use crate::commands::doctor::DoctorArgs;
 use crate::commands::image::ImageCommand;
 use crate::commands::token::TokenCommand;
 use crate::dev::args::{AgentArgs, DevArgs, ServerArgs};
@@ -67,6 +68,8 @@ pub enum Command {
     Server(Box<ServerArgs>),
     /// Start the agent of this machine.
     Agent(Box<AgentArgs>),
+    /// Find what is wrong with this machine for an agent, and what to do about it.
+    Doctor(DoctorArgs),
     /// Run a command as a task, show its output, end with its exit code.
     Run(RunArgs),
     /// Show objects.

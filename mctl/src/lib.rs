@@ -56,6 +56,9 @@ pub fn main() -> ExitCode {
         Command::Agent(args) if args.command.is_none() => {
             cluster().and_then(|runtime| runtime.block_on(dev::agent(*args, &cli.global.servers, &mut terminal)))
         }
+        Command::Doctor(args) => {
+            runtime().and_then(|runtime| runtime.block_on(commands::doctor::run(args, &mut terminal)))
+        }
         Command::Backup(command) => {
             cluster().and_then(|runtime| runtime.block_on(commands::backup::run(command, &mut terminal)))
         }
@@ -124,6 +127,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         | Command::Store(_)
         | Command::Completion(_)
         | Command::Config(_)
+        | Command::Doctor(_)
         | Command::Image(_)
         | Command::Version(_) => {
             unreachable!("they are dispatched before a cluster is looked for")

@@ -9,7 +9,7 @@ mod choice;
 pub mod driver;
 pub mod health;
 mod inject;
-mod nvml;
+pub(crate) mod nvml;
 mod simulated;
 
 use std::collections::BTreeMap;

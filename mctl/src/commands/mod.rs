@@ -11,6 +11,7 @@ pub mod cordon;
 pub mod delete;
 pub mod describe;
 pub mod diff;
+pub mod doctor;
 pub mod events;
 pub mod get;
 pub mod gone;

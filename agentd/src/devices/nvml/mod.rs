@@ -46,6 +46,9 @@ const RECORDS: &str = "devices.json";
 /// The file of the CDI specification.
 const SPEC_FILE: &str = "muster.dev-gpu.json";
 
+/// The driver's library, as the loader finds it.
+const LIBRARY: &str = "libnvidia-ml.so.1";
+
 /// Where things are.
 #[derive(Clone, Debug)]
 pub struct NvmlConfig {
@@ -67,7 +70,7 @@ impl NvmlConfig {
     /// The usual places; verdicts are kept in a directory of the agent.
     pub fn new(state: &Path, boot_id: &str) -> NvmlConfig {
         NvmlConfig {
-            library: "libnvidia-ml.so.1".into(),
+            library: LIBRARY.into(),
             places: Places::default(),
             pci: "/sys/bus/pci/devices".into(),
             cdi: Some("/var/run/cdi".into()),
@@ -121,11 +124,7 @@ impl NvmlDevices {
     /// # Errors
     /// [`NoGpus`], with the reason.
     pub fn open(config: NvmlConfig, env: Arc<dyn Env>) -> Result<NvmlDevices, NoGpus> {
-        let nvml = Nvml::builder().lib_path(config.library.as_os_str()).init();
-        let nvml = nvml.map_err(|error| match error {
-            NvmlError::LibloadingError(error) => NoGpus::Library(error.to_string()),
-            error => NoGpus::Driver(error),
-        })?;
+        let nvml = load(&config.library)?;
         let inventory = read::inventory(&nvml, &config.pci).map_err(NoGpus::Driver)?;
         let state = State {
             records: kept(&config),
@@ -148,6 +147,25 @@ impl NvmlDevices {
         }
         Ok(NvmlDevices { shared })
     }
+}
+
+fn load(library: &Path) -> Result<Nvml, NoGpus> {
+    let nvml = Nvml::builder().lib_path(library.as_os_str()).init();
+    nvml.map_err(|error| match error {
+        NvmlError::LibloadingError(error) => NoGpus::Library(error.to_string()),
+        error => NoGpus::Driver(error),
+    })
+}
+
+/// The models of the GPUs that the driver shows now.
+///
+/// # Errors
+/// [`NoGpus`], with the reason.
+pub(crate) fn models() -> Result<Vec<String>, NoGpus> {
+    let nvml = load(Path::new(LIBRARY))?;
+    let count = nvml.device_count().map_err(NoGpus::Driver)?;
+    let model = |index| nvml.device_by_index(index).and_then(|device| device.name());
+    (0..count).map(|index| model(index).map_err(NoGpus::Driver)).collect()
 }
 
 impl Drop for NvmlDevices {
