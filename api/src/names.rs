@@ -59,6 +59,13 @@ pub fn agent_host(agent: &str) -> String {
     format!("{agent}.agents.muster")
 }
 
+/// Finalizer of an object that is deleted after what it owns.
+pub const FINALIZER_FOREGROUND: &str = "foregroundDeletion";
+/// Finalizer of an object that is deleted after what it owns has been told that it owns it no longer.
+pub const FINALIZER_ORPHAN: &str = "orphan";
+/// What keeps a namespace, in its `spec.finalizers`, until its content is gone.
+pub const FINALIZER_NAMESPACE: &str = "kubernetes";
+
 /// Finalizer on a bound task: its agent has not yet let go of it.
 pub const FINALIZER_AGENT: &str = "muster.dev/agent";
 

@@ -1,23 +1,15 @@
-//! What runs besides requests: the hub follows the store, expired events and tokens go, and namespaces that are being deleted are emptied.
+//! What runs besides requests: the hub follows the store, and expired events and tokens go.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use muster_store::{Compare, Op};
 use tokio::task::JoinHandle;
 
 use crate::hub::{Filter, Part};
 use crate::limits;
-use crate::registry::{Guard, GuardedTxn, last_seen, purge};
+use crate::registry::{Guard, GuardedTxn, last_seen};
 use crate::routes::tokens;
-use crate::selector::{FieldSelector, LabelSelector};
 use crate::state::State;
-
-/// How long to wait before a namespace is looked at again that could not be emptied.
-const PURGE_RETRY: Duration = Duration::from_secs(1);
-
-/// How long to wait for a write before a namespace is looked at again all the same.
-const PURGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts all of it. Nothing here keeps the server alive.
 pub(crate) fn start(state: &Arc<State>) -> Vec<JoinHandle<()>> {
@@ -25,8 +17,7 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<JoinHandle<()>> {
     let weak = Arc::downgrade(state);
     vec![
         tokio::spawn(async move { hub.follow(store).await }),
-        tokio::spawn(sweep_events(weak.clone())),
-        tokio::spawn(empty_namespaces(weak)),
+        tokio::spawn(sweep_events(weak)),
     ]
 }
 
@@ -68,45 +59,4 @@ async fn sweep(state: &State) -> Result<(), crate::error::ApiError> {
         state.commit(txn).await?;
     }
     Ok(())
-}
-
-async fn empty_namespaces(state: Weak<State>) {
-    loop {
-        let Some(strong) = state.upgrade() else {
-            return;
-        };
-        let Some(kind) = strong.resources.stored("namespaces").map(|kind| kind.id) else {
-            return;
-        };
-        let (mut namespaces, mut anything) = (strong.hub.touched(kind), strong.hub.reached());
-        let waiting = purge_all(&strong, kind).await;
-        drop(strong);
-        match waiting {
-            None => _ = namespaces.changed().await,
-            Some(delay) => {
-                tokio::time::sleep(delay).await;
-                // What holds it goes with a write; a store that could not answer may answer later.
-                _ = tokio::time::timeout(PURGE_PATIENCE, anything.changed()).await;
-            }
-        }
-    }
-}
-
-/// Empties every namespace that is being deleted. `None`: none is left; else, when to look again.
-async fn purge_all(state: &State, kind: crate::hub::KindId) -> Option<Duration> {
-    let fields = FieldSelector::parse("status.phase=Terminating").ok()?;
-    let filter = Filter::new(state.hub.kind(kind), None, LabelSelector::default(), &fields).ok()?;
-    let found = state.hub.list(kind, &filter, &Part::default());
-    let mut waiting = None;
-    for namespace in found.objects {
-        match purge(state, namespace.name()).await {
-            Ok(true) => (),
-            Ok(false) => waiting = Some(PURGE_RETRY),
-            Err(error) => {
-                tracing::warn!(namespace = namespace.name(), %error, "the namespace is not empty yet");
-                waiting = Some(PURGE_RETRY);
-            }
-        }
-    }
-    waiting
 }

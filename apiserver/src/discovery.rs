@@ -267,7 +267,13 @@ mod tests {
         let core = json("/api/v1/").await;
         assert_eq!(
             names(&core["resources"]),
-            ["configmaps", "events", "namespaces", "namespaces/status"]
+            [
+                "configmaps",
+                "events",
+                "namespaces",
+                "namespaces/status",
+                "namespaces/finalize"
+            ]
         );
         assert_eq!(core["groupVersion"], "v1");
         let list = json("/apis/muster.dev/v1").await;

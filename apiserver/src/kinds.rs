@@ -44,7 +44,7 @@ pub fn resources() -> Vec<Resource> {
     vec![
         core::of::<ConfigMap>(core::CONFIG_MAP),
         core::of::<CoreEvent>(core::CORE_EVENT),
-        core::of::<Namespace>(core::NAMESPACE),
+        core::of::<Namespace>(core::NAMESPACE).with(core::call("finalize", ("", "v1", "Namespace"), "update")),
         core::of::<Event>(core::EVENT),
         core::of::<Lease>(core::LEASE),
         muster(Agent::crd(), &VERBS, &[("offers", "AgentOffers", "create")]),
@@ -327,6 +327,7 @@ mod tests {
             all,
             [
                 "namespaces/status",
+                "namespaces/finalize",
                 "leases/renew",
                 "agents/status",
                 "agents/offers",

@@ -232,6 +232,30 @@ pub struct DeleteParams {
     pub uid: Option<String>,
     /// Only the object of this version.
     pub resource_version: Option<String>,
+    /// What becomes of what the object owns; `None`: as its finalizers say.
+    pub propagation: Option<Propagation>,
+}
+
+/// What becomes of the objects that a deleted object owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// They go before it.
+    Foreground,
+    /// They go after it.
+    Background,
+    /// They stay.
+    Orphan,
+}
+
+impl Propagation {
+    fn parse(text: &str) -> Option<Propagation> {
+        match text {
+            "Foreground" => Some(Propagation::Foreground),
+            "Background" => Some(Propagation::Background),
+            "Orphan" => Some(Propagation::Orphan),
+            _ => None,
+        }
+    }
 }
 
 impl DeleteParams {
@@ -243,14 +267,19 @@ impl DeleteParams {
             items.map(|item| item.as_str().unwrap_or("?").to_owned()).collect()
         };
         let policy = body["propagationPolicy"].as_str().or(query.get("propagationPolicy"));
-        if let Some(policy) = policy.filter(|policy| !["Foreground", "Background", "Orphan"].contains(policy)) {
+        let propagation = policy.and_then(Propagation::parse);
+        if let Some(policy) = policy.filter(|_| propagation.is_none()) {
             let message = format!(
                 "Unsupported value: \"{policy}\": supported values: \"Foreground\", \"Background\", \"Orphan\""
             );
             return Err(invalid_option(KIND, "propagationPolicy", message));
         }
-        let orphans = !body["orphanDependents"].is_null() || query.get("orphanDependents").is_some();
-        if policy.is_some() && orphans {
+        let orphans = match &body["orphanDependents"] {
+            Value::Bool(orphans) => Some(*orphans),
+            _ if query.get("orphanDependents").is_some() => Some(query.flag("orphanDependents")?),
+            _ => None,
+        };
+        if policy.is_some() && orphans.is_some() {
             let message = "orphanDependents and propagationPolicy may not be set together".to_owned();
             return Err(invalid_option(KIND, "propagationPolicy", message));
         }
@@ -271,6 +300,10 @@ impl DeleteParams {
             dry_run,
             uid: precondition("uid"),
             resource_version: precondition("resourceVersion"),
+            propagation: propagation.or(orphans.map(|orphans| match orphans {
+                true => Propagation::Orphan,
+                false => Propagation::Background,
+            })),
         })
     }
 }
@@ -504,6 +537,12 @@ mod tests {
         let body = serde_json::json!({"propagationPolicy": "Background", "preconditions": {"uid": "u"}});
         let params = DeleteParams::new(&query, &body).expect("fine");
         assert_eq!((params.dry_run, params.uid.as_deref()), (true, Some("u")));
+        assert_eq!(params.propagation, Some(Propagation::Background));
+        for (orphans, expect) in [(true, Propagation::Orphan), (false, Propagation::Background)] {
+            let body = serde_json::json!({"orphanDependents": orphans});
+            let params = DeleteParams::new(&Query::parse(None), &body).expect("fine");
+            assert_eq!(params.propagation, Some(expect));
+        }
         for body in [
             serde_json::json!({"propagationPolicy": "Other"}),
             serde_json::json!({"dryRun": ["Some"]}),

@@ -90,6 +90,12 @@ impl Resource {
         }
     }
 
+    /// The same with a subresource more.
+    pub fn with(mut self, subresource: Subresource) -> Resource {
+        self.subresources.push(subresource);
+        self
+    }
+
     /// Whether the kind has a status subresource.
     pub fn has_status(&self) -> bool {
         self.subresources.iter().any(|subresource| subresource.name == "status")

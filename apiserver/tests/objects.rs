@@ -455,7 +455,7 @@ async fn deletion_heeds_preconditions_and_answers_with_a_status() {
         .await
         .expect(422);
     let body =
-        json!({"preconditions": {"uid": created["metadata"]["uid"]}, "propagationPolicy": "Foreground"}).to_string();
+        json!({"preconditions": {"uid": created["metadata"]["uid"]}, "propagationPolicy": "Background"}).to_string();
     let status = jo.send("DELETE", &path, body).await.expect(200).json;
     assert_eq!(
         (&status["kind"], &status["status"]),
@@ -532,20 +532,57 @@ async fn namespaces_open_close_and_go_with_their_content() {
         .watch("/api/v1/namespaces?watch=true&fieldSelector=metadata.name%3Dn")
         .await;
     assert!(watch.event().await.starts_with("ADDED n@"));
-    // What is held keeps the namespace; the rest goes.
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    jo.get(&format!("{there}/t")).await.expect(404);
+    // Emptying it is the controllers' work; they say when it is done.
+    let finalize = "/api/v1/namespaces/n/finalize";
+    let mut done = json!({"metadata": {"name": "n", "resourceVersion": "1"}, "spec": {"finalizers": []}});
+    assert_eq!(admin.put(finalize, &done).await.expect(409).reason(), "Conflict");
+    jo.put(finalize, &done).await.expect(403);
+    done["metadata"]["resourceVersion"] = marked["metadata"]["resourceVersion"].clone();
+    done["spec"]["finalizers"] = json!(["example.org/more"]);
+    let kept = admin.put(finalize, &done).await.expect(200).json;
+    assert_eq!(kept["spec"]["finalizers"], json!(["example.org/more"]));
+    assert!(watch.event().await.starts_with("MODIFIED n@"));
+    done["metadata"] = json!({});
+    done["spec"]["finalizers"] = json!(["no name"]);
+    admin.put(finalize, &done).await.expect(422);
+    done["spec"] = json!({});
+    admin.put(&format!("{finalize}?dryRun=All"), &done).await.expect(200);
     admin.get("/api/v1/namespaces/n").await.expect(200);
-    admin
-        .merge(
-            "/api/v1/namespaces/n/configmaps/c",
-            &json!({"metadata": {"finalizers": []}}),
-        )
-        .await
-        .expect(200);
+    admin.put(finalize, &done).await.expect(200);
     assert!(watch.event().await.starts_with("DELETED n@"));
     admin.get("/api/v1/namespaces/n").await.expect(404);
     admin.delete("/api/v1/namespaces/default").await.expect(403);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_says_what_becomes_of_what_is_owned() {
+    let server = Server::new().await;
+    let jo = server.jo();
+    jo.post(CONFIG_MAPS, &config_map("c", "1")).await.expect(201);
+    let there = format!("{CONFIG_MAPS}/c");
+    let how = |policy: &str| json!({"propagationPolicy": policy}).to_string();
+    let marked = jo.send("DELETE", &there, how("Foreground")).await.expect(200).json;
+    assert_eq!(marked["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    assert!(marked["metadata"]["deletionTimestamp"].is_string(), "{marked}");
+    let again = jo.delete(&there).await.expect(200).json;
+    assert_eq!(again["metadata"], marked["metadata"], "nothing changes");
+    let other = jo.send("DELETE", &there, how("Orphan")).await.expect(200).json;
+    assert_eq!(other["metadata"]["finalizers"], json!(["orphan"]));
+    assert_eq!(
+        other["metadata"]["deletionTimestamp"],
+        marked["metadata"]["deletionTimestamp"]
+    );
+    let gone = jo.send("DELETE", &there, how("Background")).await.expect(200).json;
+    assert_eq!((&gone["kind"], &gone["status"]), (&json!("Status"), &json!("Success")));
+    jo.get(&there).await.expect(404);
+    // Events own nothing that could be waited for.
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"namespace": "default"}, "reason": "R"});
+    let events = "/api/v1/namespaces/default/events";
+    jo.post(events, &event).await.expect(201);
+    jo.send("DELETE", &format!("{events}/e"), how("Foreground"))
+        .await
+        .expect(200);
+    jo.get(&format!("{events}/e")).await.expect(404);
 }
 
 #[tokio::test(start_paused = true)]

@@ -108,6 +108,17 @@ impl Client {
         self.delete_at(&path::<K>(namespace, Some(name)), only_if).await
     }
 
+    /// Reads the object, list or document of this path.
+    pub async fn get_at<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Call::new(Method::GET, path.to_owned(), "an object")).await
+    }
+
+    /// Replaces the object, or subresource, of this path.
+    pub async fn put_at<B: Serialize, T: DeserializeOwned>(&self, path: &str, object: &B) -> Result<T> {
+        self.call(Call::new(Method::PUT, path.to_owned(), "an object").json(object)?)
+            .await
+    }
+
     /// Creates an object of the kind whose path this is.
     pub async fn create_at<B: Serialize, T: DeserializeOwned>(&self, path: &str, object: &B) -> Result<T> {
         self.call(Call::new(Method::POST, path.to_owned(), "an object").json(object)?)
@@ -130,9 +141,22 @@ impl Client {
 
     /// Deletes the object of this path.
     pub async fn delete_at<T: DeserializeOwned>(&self, path: &str, only_if: &Preconditions) -> Result<T> {
-        let options = serde_json::json!({
+        self.delete_as(path, only_if, None).await
+    }
+
+    /// Deletes the object of this path; `policy` (`Foreground`, `Background`, `Orphan`) says what becomes of what it owns.
+    pub async fn delete_as<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        only_if: &Preconditions,
+        policy: Option<&str>,
+    ) -> Result<T> {
+        let mut options = serde_json::json!({
             "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": only_if,
         });
+        if let Some(policy) = policy {
+            options["propagationPolicy"] = policy.into();
+        }
         self.call(Call::new(Method::DELETE, path.to_owned(), "an object").json(&options)?)
             .await
     }

@@ -29,7 +29,25 @@ impl Client {
         resources: &[&str],
         from: Option<u64>,
     ) -> Result<impl Stream<Item = Result<WatchLine>> + Send + use<>> {
-        let mut path = format!("/muster/v1/watch?resources={}", resources.join(","));
+        self.watch_with(resources, "", from).await
+    }
+
+    /// The same, and of every other kind, also of those that are yet to come, outlines: what an object is, its owners, its finalizers.
+    pub async fn ordered_watch_of_all(
+        &self,
+        resources: &[&str],
+        from: Option<u64>,
+    ) -> Result<impl Stream<Item = Result<WatchLine>> + Send + use<>> {
+        self.watch_with(resources, "&others=true", from).await
+    }
+
+    async fn watch_with(
+        &self,
+        resources: &[&str],
+        more: &str,
+        from: Option<u64>,
+    ) -> Result<impl Stream<Item = Result<WatchLine>> + Send + use<>> {
+        let mut path = format!("/muster/v1/watch?resources={}{more}", resources.join(","));
         if let Some(revision) = from {
             path.push_str(&format!("&resourceVersion={revision}"));
         }

@@ -270,6 +270,12 @@ impl Hub {
         &self.shared.kinds
     }
 
+    /// The numbers of all its kinds.
+    pub fn kind_ids(&self) -> impl Iterator<Item = KindId> + use<> {
+        let count = self.shared.kinds.len();
+        (0..count).map(|index| KindId(u16::try_from(index).expect("there are fewer than 65,536 kinds")))
+    }
+
     /// What it knows of a kind.
     pub fn kind(&self, id: KindId) -> &HubKind {
         &self.shared.kinds[id.index()]
@@ -328,9 +334,14 @@ impl Hub {
         }
     }
 
-    /// Goes on from `position`, by about `most` events or [`limits::WATCH_BYTES`], and returns those of `kinds`, and whether there are more to look at. Events
+    /// Goes on from `position`, by about `most` events or [`limits::WATCH_BYTES`], and returns those of the kinds that are `wanted`, and whether there are more to look at. Events
     /// of one revision are not torn apart.
-    pub fn advance(&self, position: &mut Position, kinds: &[KindId], most: usize) -> Result<(Vec<Event>, bool), Left> {
+    pub fn advance(
+        &self,
+        position: &mut Position,
+        wanted: impl Fn(KindId) -> bool,
+        most: usize,
+    ) -> Result<(Vec<Event>, bool), Left> {
         let state = self.read();
         let slots = state.ring.from(position.number).ok_or(Left {
             floor: state.ring.floor(),
@@ -341,7 +352,7 @@ impl Hub {
             if enough && slot.revision != position.revision {
                 return Ok((found, true));
             }
-            if slot.revision > start && kinds.contains(&slot.kind) {
+            if slot.revision > start && wanted(slot.kind) {
                 let event = state.event(slot);
                 bytes += event.size();
                 found.push(event);

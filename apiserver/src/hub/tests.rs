@@ -54,11 +54,11 @@ async fn who_is_too_slow_is_told_so() {
     for _ in 0..5 {
         newest = write(&*store, "a", true).await;
         hub.reach(newest, Duration::from_secs(1)).await.unwrap();
-        let (events, more) = hub.advance(&mut quick, &[KindId(0)], 10).unwrap();
+        let (events, more) = hub.advance(&mut quick, |kind| kind == KindId(0), 10).unwrap();
         assert_eq!((events.len(), more, quick.revision), (1, false, newest));
     }
     assert_eq!(
-        hub.advance(&mut slow, &[KindId(0)], 10).unwrap_err(),
+        hub.advance(&mut slow, |kind| kind == KindId(0), 10).unwrap_err(),
         Left { floor: newest - 4 }
     );
     assert!(hub.position(newest - 4).is_ok() && hub.position(newest - 5).is_err());

@@ -143,6 +143,15 @@ pub(super) const EVENT: Core = Core {
     ],
 };
 
+/// A subresource that takes and gives an object of that group, version and kind.
+pub(super) fn call(name: &'static str, (group, version, kind): (&str, &str, &str), verb: &'static str) -> Subresource {
+    Subresource {
+        name,
+        response: (group.to_owned(), version.to_owned(), kind.to_owned()),
+        verbs: vec![verb],
+    }
+}
+
 /// A kind of Kubernetes', as `k8s-openapi` describes it.
 pub(super) fn of<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource {
     let own = || (K::GROUP.to_owned(), K::VERSION.to_owned(), K::KIND.to_owned());

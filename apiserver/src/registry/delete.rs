@@ -1,5 +1,6 @@
 //! Taking objects away: at once, or when the last finalizer is gone.
 
+use muster_api::names;
 use muster_store::{Compare, Op};
 use serde_json::{Value, json};
 
@@ -7,13 +8,10 @@ use super::admit::encode;
 use super::commit::{Guard, GuardedTxn, Outcome};
 use super::update::decode;
 use super::{Context, Kind, Written, metadata};
-use crate::auth::User;
 use crate::error::{ApiError, Result};
-use crate::hub::{Filter, Part};
 use crate::keys;
 use crate::limits;
-use crate::params::DeleteParams;
-use crate::state::State;
+use crate::params::{DeleteParams, Propagation};
 
 impl Kind {
     /// Deletes an object, or marks it for deletion while something holds it.
@@ -49,7 +47,11 @@ impl Kind {
         self.check_preconditions(&old, name, params)?;
         self.strategy.prepare_delete(context, &old)?;
         let mut object = old.clone();
-        let held = !metadata::finalizers(&old).is_empty() || self.strategy.holds_deletion(&old);
+        let asked = params.propagation.filter(|_| self.strategy.may_own(&old));
+        let finalizers = finalizers(&old, asked);
+        let held = !finalizers.is_empty() || self.strategy.holds_deletion(&old);
+        object["metadata"]["finalizers"] = json!(finalizers);
+        metadata::drop_empty(&mut object);
         if held && old["metadata"]["deletionTimestamp"].is_null() {
             object["metadata"]["deletionTimestamp"] = json!(metadata::seconds(context.now));
             object["metadata"]["deletionGracePeriodSeconds"] = json!(0);
@@ -115,30 +117,38 @@ impl Kind {
     }
 }
 
-/// Deletes what is in a namespace that is being deleted, and then the namespace. Whether it is gone.
-pub async fn purge(state: &State, namespace: &str) -> Result<bool> {
-    let user = User::admin();
-    let context = Context::new(state, &user, None);
-    let mut left = 0;
-    for kind in state.resources.kinds() {
-        if !kind.resource.namespaced || kind.view != super::View::Stored {
-            continue;
-        }
-        let found = state.hub.list(kind.id, &Filter::all(Some(namespace)), &Part::default());
-        for object in found.objects {
-            let deleted = kind
-                .delete(&context, namespace, object.name(), &DeleteParams::default())
-                .await;
-            match deleted {
-                Ok(written) if written.deleted => (),
-                Ok(_) => left += 1,
-                Err(error) if error.code == http::StatusCode::NOT_FOUND => (),
-                Err(error) => return Err(error),
-            }
-        }
+/// The finalizers of an object after its deletion was asked for: those of garbage collection as `asked`, the others as they were.
+fn finalizers(old: &Value, asked: Option<Propagation>) -> Vec<Value> {
+    let known = old["metadata"]["finalizers"].as_array().into_iter().flatten().cloned();
+    let Some(asked) = asked else {
+        return known.collect();
+    };
+    let others = known.filter(|name| *name != names::FINALIZER_FOREGROUND && *name != names::FINALIZER_ORPHAN);
+    let added = match asked {
+        Propagation::Foreground => Some(names::FINALIZER_FOREGROUND),
+        Propagation::Background => None,
+        Propagation::Orphan => Some(names::FINALIZER_ORPHAN),
+    };
+    others.chain(added.map(Value::from)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_of_deletion_is_kept_in_the_finalizers() {
+        let check = |before: Value, asked, expect: Value| {
+            let object = json!({"metadata": {"finalizers": before}});
+            assert_eq!(json!(finalizers(&object, asked)), expect, "{before} {asked:?}");
+        };
+        let (foreground, orphan) = (Some(Propagation::Foreground), Some(Propagation::Orphan));
+        check(json!(null), None, json!([]));
+        check(json!(["a/b"]), Some(Propagation::Background), json!(["a/b"]));
+        check(json!(["a/b"]), foreground, json!(["a/b", "foregroundDeletion"]));
+        check(json!(["foregroundDeletion", "a/b"]), orphan, json!(["a/b", "orphan"]));
+        check(json!(["foregroundDeletion"]), None, json!(["foregroundDeletion"]));
+        check(json!(["orphan"]), Some(Propagation::Background), json!([]));
+        check(json!(["foregroundDeletion"]), foreground, json!(["foregroundDeletion"]));
     }
-    if left > 0 {
-        return Ok(false);
-    }
-    super::namespace::finish(&context, namespace).await
 }

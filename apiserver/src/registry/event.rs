@@ -31,6 +31,10 @@ impl Strategy for Events {
     fn unconditional_update(&self) -> bool {
         true
     }
+
+    fn may_own(&self, _: &Value) -> bool {
+        false
+    }
 }
 
 fn rename(event: Value, names: impl Fn(&str) -> Option<&'static str>, api_version: &str) -> Value {

@@ -25,6 +25,10 @@ impl Strategy for Leases {
         true
     }
 
+    fn may_own(&self, object: &Value) -> bool {
+        !is_ephemeral(object)
+    }
+
     fn prepare_update(&self, _: &Context<'_>, object: &mut Value, old: &Value) -> Result<()> {
         if !is_ephemeral(old) && !is_ephemeral(object) {
             return Ok(());

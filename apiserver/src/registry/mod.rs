@@ -39,9 +39,9 @@ use fence::Fence;
 pub use commit::{Guard, GuardedTxn, Outcome};
 pub use create::Create;
 pub(crate) use create::guard_namespace;
-pub use delete::purge;
 pub(crate) use event::last_seen;
 pub use namespace::DEFAULTS as DEFAULT_NAMESPACES;
+pub(crate) use namespace::finalize;
 pub use owners::Application;
 pub use strategy::Strategy;
 

@@ -1,14 +1,20 @@
 //! Namespaces: content can be made in them while they are there, and goes before they go.
+//!
+//! From the moment that a namespace is marked as deleted, nothing can be made in it; every creation compares the revision of its
+//! namespace. Emptying it is the controllers' work; [`finalize`] is how they say that it is done.
 
 use muster_api::names;
+use muster_api::validation::{FieldPath, Violations};
 use muster_store::{Compare, Op};
 use serde_json::{Value, json};
 
+use super::admit::encode;
 use super::commit::{Guard, GuardedTxn, Outcome};
 use super::update::decode;
-use super::{Context, Strategy, metadata};
+use super::{Context, Kind, Strategy, Written, metadata};
 use crate::error::{ApiError, Result};
 use crate::keys;
+use crate::limits;
 
 /// The namespaces that are always there.
 pub const DEFAULTS: [&str; 3] = [
@@ -16,9 +22,6 @@ pub const DEFAULTS: [&str; 3] = [
     names::NAMESPACE_SYSTEM,
     names::NAMESPACE_AGENTS,
 ];
-
-/// What keeps a namespace until its content is gone.
-const FINALIZER: &str = "kubernetes";
 
 pub(super) struct Namespaces;
 
@@ -38,7 +41,7 @@ impl Strategy for Namespaces {
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) -> Result<()> {
         let name = metadata::text(object, "name").to_owned();
         object["metadata"]["labels"]["kubernetes.io/metadata.name"] = json!(name);
-        object["spec"] = json!({"finalizers": [FINALIZER]});
+        object["spec"] = json!({"finalizers": [names::FINALIZER_NAMESPACE]});
         object["status"] = json!({"phase": "Active"});
         Ok(())
     }
@@ -77,18 +80,86 @@ impl Strategy for Namespaces {
     }
 }
 
-/// Deletes a namespace whose content is gone. Whether it is gone; other finalizers may keep it.
-pub(super) async fn finish(context: &Context<'_>, name: &str) -> Result<bool> {
-    let key = keys::namespace(name);
-    let Some(entry) = context.state.store.get(&key).await? else {
-        return Ok(true);
+/// Replaces what keeps a namespace, and deletes it when nothing does any more. That its content is gone is for the caller to know.
+pub(crate) async fn finalize(
+    context: &Context<'_>,
+    kind: &Kind,
+    name: &str,
+    mut sent: Value,
+    dry_run: bool,
+) -> Result<Written> {
+    metadata::identify(kind, &mut sent, "", name)?;
+    let finalizers = match &sent["spec"]["finalizers"] {
+        Value::Null => Vec::new(),
+        Value::Array(items) if items.iter().all(|item| item.as_str().is_some_and(is_finalizer)) => items.clone(),
+        other => {
+            let mut violations = Violations::new();
+            let path = FieldPath::root("spec").field("finalizers");
+            violations.invalid(&path, other, "must be a list of qualified names");
+            return Err(ApiError::invalid_object(&kind.resource, name, violations.into_vec()));
+        }
     };
-    let object = decode(&entry)?;
-    if object["metadata"]["deletionTimestamp"].is_null() || !metadata::finalizers(&object).is_empty() {
-        return Ok(false);
+    for _ in 0..limits::WRITE_ATTEMPTS {
+        if let Some(written) = try_finalize(context, kind, name, &sent, &finalizers, dry_run).await? {
+            return Ok(written);
+        }
     }
+    Err(ApiError::too_many_requests(
+        "the namespace changes too often; try again",
+        1,
+    ))
+}
+
+fn is_finalizer(name: &str) -> bool {
+    names::qualified_name_problem(name).is_none()
+}
+
+async fn try_finalize(
+    context: &Context<'_>,
+    kind: &Kind,
+    name: &str,
+    sent: &Value,
+    finalizers: &[Value],
+    dry_run: bool,
+) -> Result<Option<Written>> {
+    let key = keys::namespace(name);
+    let entry = context.state.store.get(&key).await?;
+    let entry = entry.ok_or_else(|| ApiError::not_found(&kind.resource, name))?;
+    let old = decode(&entry)?;
+    for field in ["uid", "resourceVersion"] {
+        let wanted = metadata::text(sent, field);
+        if !wanted.is_empty() && wanted != metadata::text(&old, field) {
+            return Err(ApiError::modified(&kind.resource, name));
+        }
+    }
+    let mut object = old.clone();
+    object["spec"]["finalizers"] = json!(finalizers);
+    let deleted = !old["metadata"]["deletionTimestamp"].is_null()
+        && finalizers.is_empty()
+        && metadata::finalizers(&old).is_empty();
     let mut txn = GuardedTxn::new();
     txn.compare(Compare::modified(key.clone(), entry.mod_revision), Guard::Subject);
-    txn.write(Op::delete(key));
-    Ok(matches!(context.state.commit(txn).await?, Outcome::Done(_)))
+    if let Some(fence) = context.fence {
+        fence.guard(&mut txn);
+    }
+    let changed = deleted || object != old;
+    if deleted {
+        txn.write(Op::delete(key));
+    } else if changed {
+        txn.write(Op::put(key, encode(kind, &object)?));
+    }
+    if !dry_run && (changed || context.fence.is_some()) {
+        match context.state.commit(txn).await? {
+            Outcome::Done(revision) if changed => {
+                object["metadata"]["resourceVersion"] = json!(revision.to_string());
+            }
+            Outcome::Done(_) => (),
+            Outcome::Lost(_) => return Ok(None),
+        }
+    }
+    Ok(Some(Written {
+        object,
+        warnings: Vec::new(),
+        deleted: deleted && !dry_run,
+    }))
 }

@@ -16,6 +16,10 @@ impl Strategy for Offers {
         false
     }
 
+    fn may_own(&self, _: &Value) -> bool {
+        false
+    }
+
     fn prepare_create(&self, _: &Context<'_>, object: &mut Value) -> Result<()> {
         object["status"] = json!({"phase": "Open"});
         Ok(())

@@ -56,6 +56,11 @@ pub trait Strategy: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether its deletion may wait for what it owns. Events are not looked at for that, and what lives and dies by itself has no time.
+    fn may_own(&self, _object: &Value) -> bool {
+        true
+    }
+
     /// Notes on the object that its deletion has begun.
     fn mark_deleted(&self, _object: &mut Value) {}
 

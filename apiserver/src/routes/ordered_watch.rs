@@ -1,4 +1,7 @@
 //! The ordered watch over several kinds: whole revisions, in order, so that its reader always has a prefix of history.
+//!
+//! With `others=true` it tells of every other kind, too, also of those that are yet to come, but only outlines: who an object is, who
+//! owns it, and what keeps it. That is what garbage collection needs to know, and nothing else of them leaves the server here.
 
 use std::sync::Arc;
 
@@ -8,11 +11,13 @@ use bytes::Bytes;
 use futures::stream;
 use http::StatusCode;
 use muster_store::Revision;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
 use super::answer::json_response;
 use super::metrics::Gauge;
+use super::path::Target;
 use super::{Call, resource};
 use crate::error::{ApiError, Result};
 use crate::hub::{Event, Filter, KindId, Object, Position};
@@ -34,6 +39,13 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
                 .collect();
             ApiError::bad_request(format!("resources: {name:?} is none of {}", known.join(", ")))
         })?;
+        let (plural, group) = name.split_once('.').unwrap_or((name, ""));
+        let target = Target {
+            group: group.to_owned(),
+            plural: plural.to_owned(),
+            ..Target::default()
+        };
+        call.authorize(&target, "watch", "")?;
         if !kinds.contains(&id) {
             kinds.push(id);
         }
@@ -43,11 +55,19 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
             "resources: name at least one, as in resources=tasks.muster.dev,offers.muster.dev",
         ));
     }
+    let others = call.query.flag("others")?;
+    if others && !call.user.is_controllers() && !call.user.is_master() {
+        return Err(ApiError::forbidden("only the control plane watches all kinds"));
+    }
     let start = call.query.number("resourceVersion")?;
     let begun = match start {
         None => {
             resource::catch_up(&call).await?;
-            let (found, position) = call.state.hub.list_and_position(&kinds, &Filter::all(None));
+            let mut listed = kinds.clone();
+            if others {
+                listed.extend(call.state.hub.kind_ids().filter(|kind| !kinds.contains(kind)));
+            }
+            let (found, position) = call.state.hub.list_and_position(&listed, &Filter::all(None));
             let objects = found.into_iter().flat_map(|found| found.objects).collect();
             Ok((Some((objects, 0)), position))
         }
@@ -66,6 +86,7 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
                 _open: call.state.metrics.watch("ordered"),
                 state: call.state,
                 kinds,
+                others,
                 snapshot,
                 position,
                 told: position.revision,
@@ -88,7 +109,10 @@ fn error_line(error: &ApiError) -> Vec<u8> {
 
 struct OrderedWatch {
     state: Arc<State>,
+    /// The kinds whose objects are told whole.
     kinds: Vec<KindId>,
+    /// Whether the others are told in outline.
+    others: bool,
     /// The state to begin with, and how much of it has been sent.
     snapshot: Option<(Vec<Arc<Object>>, usize)>,
     position: Position,
@@ -118,10 +142,8 @@ impl OrderedWatch {
             }
             // Seen before it is read: a revision that comes in between wakes once too often, never once too little.
             self.reached.borrow_and_update();
-            let advanced = self
-                .state
-                .hub
-                .advance(&mut self.position, &self.kinds, limits::WATCH_BATCH);
+            let wanted = |kind: KindId| self.others || self.kinds.contains(&kind);
+            let advanced = self.state.hub.advance(&mut self.position, wanted, limits::WATCH_BATCH);
             let (events, more) = match advanced {
                 Ok(advanced) => advanced,
                 Err(left) => {
@@ -200,11 +222,35 @@ impl OrderedWatch {
         out.extend_from_slice(
             format!("{comma}{{\"resource\":\"{resource}\",\"type\":\"{kind}\",\"object\":").as_bytes(),
         );
-        let begin = out.len();
-        object.write_at(revision, out);
-        cut_owners(out, begin);
+        if self.kinds.contains(&object.kind) {
+            let begin = out.len();
+            object.write_at(revision, out);
+            cut_owners(out, begin);
+        } else {
+            out.extend_from_slice(outline(&object.json_at(revision)).to_string().as_bytes());
+        }
         out.push(b'}');
     }
+}
+
+/// Who an object is, who owns it, and what keeps it.
+fn outline(object: &Value) -> Value {
+    const KEPT: [&str; 8] = [
+        "creationTimestamp",
+        "deletionTimestamp",
+        "finalizers",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "uid",
+    ];
+    let metadata = object["metadata"].as_object().into_iter().flatten();
+    let metadata: Map<String, Value> = metadata
+        .filter(|(name, _)| KEPT.contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    json!({"apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": metadata})
 }
 
 /// Takes `metadata.managedFields` out of the object that begins at `begin`. Its readers plan; who wrote what does not matter to them.
@@ -243,6 +289,22 @@ fn cut_owners(out: &mut Vec<u8>, begin: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outline_tells_nothing_of_what_an_object_holds() {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Secret", "data": {"password": "c2VjcmV0"},
+            "metadata": {
+                "name": "s", "uid": "u", "annotations": {"last-applied": "c2VjcmV0"}, "labels": {"a": "b"},
+                "ownerReferences": [{"uid": "o"}],
+            },
+        });
+        let expect = json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "s", "uid": "u", "ownerReferences": [{"uid": "o"}]},
+        });
+        assert_eq!(outline(&object), expect);
+    }
 
     #[test]
     fn planners_do_not_read_owners() {

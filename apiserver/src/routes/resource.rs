@@ -18,7 +18,7 @@ use crate::logs;
 use crate::params::{DeleteParams, WriteParams};
 use crate::patch::Patch;
 use crate::registry::fence::Fence;
-use crate::registry::{Application, Change, Context, Create, Kind, Update};
+use crate::registry::{self, Application, Change, Context, Create, Kind, Update};
 
 /// Finds out what is asked for, and does it.
 pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
@@ -106,6 +106,7 @@ async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Resp
     let verb = match *method {
         Method::GET | Method::HEAD => "get",
         Method::POST => "create",
+        Method::PUT => "update",
         _ => "",
     };
     if !known.verbs.contains(&verb) {
@@ -118,6 +119,7 @@ async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Resp
         "decline" => offers::decline(call, target).await,
         "offers" => agent_offers::write(call, target).await,
         "renew" => lease::renew(call, target).await,
+        "finalize" => finalize(call, kind, target).await,
         "log" => {
             catch_up(&call).await?;
             logs::answer(&call.state, &target.namespace, &target.name, &call.query).await
@@ -304,6 +306,17 @@ fn check_new(kind: &Kind, target: &Target, body: &mut Decoded) -> Result<()> {
         return Err(ApiError::bad_request(message));
     }
     Ok(())
+}
+
+/// Says what keeps a namespace from now on; with nothing left, it is gone.
+async fn finalize(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
+    let renderer = Renderer::new(&call, &kind)?;
+    let params = WriteParams::new(&call.query, call.headers(), "UpdateOptions")?;
+    let sent = read_object(&mut call).await?.value;
+    let fence = Fence::of(call.headers(), &call.user)?;
+    let context = Context::new(&call.state, &call.user, fence.as_ref());
+    let written = registry::finalize(&context, &kind, &target.name, sent, params.dry_run).await?;
+    Ok(renderer.written(StatusCode::OK, written))
 }
 
 async fn delete_params(call: &mut Call) -> Result<DeleteParams> {

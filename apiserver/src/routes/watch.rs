@@ -156,8 +156,9 @@ impl Watch {
             }
             // Seen before it is read: an event that comes in between wakes once too often, never once too little.
             self.touched.borrow_and_update();
-            let kinds = [self.renderer.kind.id];
-            let advanced = self.state.hub.advance(&mut self.position, &kinds, limits::WATCH_BATCH);
+            let id = self.renderer.kind.id;
+            let wanted = |kind| kind == id;
+            let advanced = self.state.hub.advance(&mut self.position, wanted, limits::WATCH_BATCH);
             let Ok((events, more)) = advanced else {
                 tracing::debug!(
                     resource = self.renderer.kind.resource.qualified(),
@@ -212,8 +213,9 @@ impl Watch {
     /// A bookmark, if it is true: everything before it has been sent, and it is not in the future.
     fn bookmark_now(&mut self) -> Option<Bytes> {
         let mut ahead = self.position;
-        let kinds = [self.renderer.kind.id];
-        let (events, more) = self.state.hub.advance(&mut ahead, &kinds, limits::WATCH_BATCH).ok()?;
+        let id = self.renderer.kind.id;
+        let wanted = |kind| kind == id;
+        let (events, more) = self.state.hub.advance(&mut ahead, wanted, limits::WATCH_BATCH).ok()?;
         if !events.is_empty() || more || ahead.revision > self.state.hub.revision() {
             return None;
         }
