@@ -211,6 +211,8 @@ fn start(
     starter.add(planners::Tasks);
     starter.add(planners::Quotas);
     starter.add(planners::Events::new(config));
+    starter.add(planners::Garbage);
+    starter.add(planners::Namespaces);
     starter.parts
 }
 

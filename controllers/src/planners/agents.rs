@@ -27,16 +27,16 @@ impl Planner for Agents {
     type Key = String;
 
     fn keys(&self, change: &Change, _: &View) -> Vec<String> {
-        match change.kind {
-            Kind::Agent => vec![change.id.name.to_string()],
-            Kind::Lease if &*change.id.namespace == names::NAMESPACE_AGENTS => vec![change.id.name.to_string()],
-            Kind::Task => change
+        match change.kind() {
+            Some(Kind::Agent) => vec![change.id.name.to_string()],
+            Some(Kind::Lease) if &*change.id.namespace == names::NAMESPACE_AGENTS => vec![change.id.name.to_string()],
+            Some(Kind::Task) => change
                 .new
                 .iter()
                 .filter_map(Object::task)
                 .filter_map(|task| holder(task))
                 .collect(),
-            Kind::Lease | Kind::Namespace | Kind::Framework | Kind::Quota | Kind::Offer | Kind::Event => Vec::new(),
+            _ => Vec::new(),
         }
     }
 

@@ -33,7 +33,7 @@ impl Planner for Events {
     const COALESCE: Duration = Duration::from_secs(5);
 
     fn keys(&self, change: &Change, _: &View) -> Vec<()> {
-        let added = change.kind == Kind::Event && change.old.is_none();
+        let added = change.kind() == Some(Kind::Event) && change.old.is_none();
         if added { vec![()] } else { Vec::new() }
     }
 

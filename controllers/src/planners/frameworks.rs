@@ -19,9 +19,9 @@ impl Planner for Frameworks {
     type Key = Id;
 
     fn keys(&self, change: &Change, view: &View) -> Vec<Id> {
-        match change.kind {
-            Kind::Framework => vec![change.id.clone()],
-            Kind::Task => {
+        match change.kind() {
+            Some(Kind::Framework) => vec![change.id.clone()],
+            Some(Kind::Task) => {
                 let pending = change
                     .new
                     .iter()
@@ -30,7 +30,7 @@ impl Planner for Frameworks {
                 let frameworks = pending.map(|task| framework_of(task));
                 frameworks.filter(|id| !view.frameworks.contains_key(id)).collect()
             }
-            Kind::Namespace | Kind::Lease | Kind::Agent | Kind::Quota | Kind::Offer | Kind::Event => Vec::new(),
+            _ => Vec::new(),
         }
     }
 

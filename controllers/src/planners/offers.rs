@@ -143,7 +143,10 @@ fn holds(view: &View, offer: &OfferRef) -> bool {
 
 /// Whether a change can matter for what is offered. Events and most leases do not.
 pub(crate) fn concerns_allocation(change: &Change) -> bool {
-    match change.kind {
+    let Some(kind) = change.kind() else {
+        return false;
+    };
+    match kind {
         Kind::Event => false,
         Kind::Lease => &*change.id.namespace == muster_api::names::NAMESPACE_AGENTS,
         Kind::Task => task_matters(change),
@@ -507,7 +510,7 @@ mod tests {
         let after = before.clone();
         let id = Id::new("default", "t1");
         let change = |new: &View| Change {
-            kind: Kind::Task,
+            resource: Kind::Task.into(),
             id: id.clone(),
             old: before.get(Kind::Task, &id),
             new: new.get(Kind::Task, &id),

@@ -17,7 +17,7 @@ impl Planner for Quotas {
     type Key = ();
 
     fn keys(&self, change: &Change, _: &View) -> Vec<()> {
-        if change.kind == Kind::Quota {
+        if change.kind() == Some(Kind::Quota) {
             vec![()]
         } else {
             Vec::new()

@@ -43,10 +43,10 @@ impl Planner for Scheduling {
     const COALESCE: Duration = Duration::ZERO;
 
     fn keys(&self, change: &Change, _: &View) -> Vec<()> {
-        let wakes = match change.kind {
-            Kind::Offer | Kind::Framework => change.new.is_some(),
-            Kind::Task => change.tasks().any(|task| task.phase() == Phase::Pending),
-            Kind::Namespace | Kind::Lease | Kind::Agent | Kind::Quota | Kind::Event => false,
+        let wakes = match change.kind() {
+            Some(Kind::Offer | Kind::Framework) => change.new.is_some(),
+            Some(Kind::Task) => change.tasks().any(|task| task.phase() == Phase::Pending),
+            _ => false,
         };
         if wakes { vec![()] } else { Vec::new() }
     }

@@ -20,9 +20,9 @@ impl Planner for Tasks {
     type Key = Id;
 
     fn keys(&self, change: &Change, view: &View) -> Vec<Id> {
-        match change.kind {
-            Kind::Task if !change.is_deletion() => vec![change.id.clone()],
-            Kind::Agent if change.is_deletion() => view.bound_ids(&change.id.name).cloned().collect(),
+        match change.kind() {
+            Some(Kind::Task) if !change.is_deletion() => vec![change.id.clone()],
+            Some(Kind::Agent) if change.is_deletion() => view.bound_ids(&change.id.name).cloned().collect(),
             _ => Vec::new(),
         }
     }

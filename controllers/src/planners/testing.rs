@@ -21,11 +21,11 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
 
 /// A cluster with namespace `default` and its built-in framework, and what is added to it.
 #[derive(Clone, Debug)]
-pub(crate) struct Cluster(BTreeMap<(Kind, String), Value>);
+pub(crate) struct Cluster(BTreeMap<(Kind, String), Value>, BTreeMap<(String, String), Value>);
 
 impl Default for Cluster {
     fn default() -> Cluster {
-        let cluster = Cluster(BTreeMap::new());
+        let cluster = Cluster(BTreeMap::new(), BTreeMap::new());
         cluster.with(Kind::Namespace, "default", json!({})).with(
             Kind::Framework,
             "default",
@@ -58,7 +58,7 @@ impl Cluster {
         self
     }
 
-    fn edit(mut self, kind: Kind, name: &str, edit: impl FnOnce(&mut Value)) -> Cluster {
+    pub(crate) fn edit(mut self, kind: Kind, name: &str, edit: impl FnOnce(&mut Value)) -> Cluster {
         edit(
             self.0
                 .get_mut(&(kind, name.to_owned()))
@@ -67,8 +67,29 @@ impl Cluster {
         self
     }
 
-    fn without(mut self, kind: Kind, name: &str) -> Cluster {
+    pub(crate) fn without(mut self, kind: Kind, name: &str) -> Cluster {
         self.0.remove(&(kind, name.to_owned()));
+        self
+    }
+
+    /// An object of a kind that planners do not know, in namespace `default`, with this in its metadata.
+    pub(crate) fn other(mut self, resource: &str, name: &str, metadata: Value) -> Cluster {
+        let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
+        let slash = if group.is_empty() { "" } else { "/" };
+        let mut object = json!({
+            "apiVersion": format!("{group}{slash}v1"),
+            "kind": plural,
+            "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}"), "resourceVersion": "1" },
+        });
+        for (field, value) in metadata.as_object().into_iter().flatten() {
+            object["metadata"][field] = value.clone();
+        }
+        self.1.insert((resource.to_owned(), name.to_owned()), object);
+        self
+    }
+
+    pub(crate) fn without_other(mut self, resource: &str, name: &str) -> Cluster {
+        self.1.remove(&(resource.to_owned(), name.to_owned()));
         self
     }
 
@@ -203,17 +224,18 @@ impl Cluster {
     /// The view, at revision 100.
     pub(crate) fn view(self) -> View {
         let mut view = View::default();
-        for ((kind, name), object) in self.0 {
+        let known = self.0.into_iter();
+        let known = known.map(|((kind, name), object)| (kind.resource().to_owned(), name, object));
+        let others = self.1.into_iter();
+        let others = others.map(|((resource, name), object)| (resource, name, object));
+        for (resource, name, object) in known.chain(others) {
             let change = WatchChange {
-                resource: kind.resource().to_owned(),
                 kind: ChangeKind::Added,
+                resource: resource.clone(),
                 object,
             };
-            assert!(
-                view.apply(change).is_some(),
-                "{kind:?} {name} is read: {:?}",
-                view.problems
-            );
+            let applied = view.apply(change).is_some();
+            assert!(applied, "{resource} {name} is read: {:?}", view.problems);
         }
         view.revision = 100;
         view

@@ -42,8 +42,8 @@ impl Planner for Unreachable {
     type Key = ();
 
     fn keys(&self, change: &Change, view: &View) -> Vec<()> {
-        let concerns = match change.kind {
-            Kind::Agent => {
+        let concerns = match change.kind() {
+            Some(Kind::Agent) => {
                 let facts = |object: &Object| {
                     object.agent().map(|agent| {
                         let said = (agent.spec.powered_off_at.clone(), agent.spec.brake_released_at.clone());
@@ -52,7 +52,7 @@ impl Planner for Unreachable {
                 };
                 change.old.as_ref().and_then(facts) != change.new.as_ref().and_then(facts)
             }
-            Kind::Task => change.new.as_ref().and_then(Object::task).is_some_and(|task| {
+            Some(Kind::Task) => change.new.as_ref().and_then(Object::task).is_some_and(|task| {
                 let lost = |agent: &str| view.agents.get(agent).is_some_and(|agent| agent.lost_since().is_some());
                 let replaces = task.metadata.annotations.as_ref();
                 task.agent().is_some_and(lost)

@@ -172,6 +172,10 @@ impl<P: Planner> Driver<P> {
                     tracing::debug!(%error, "skipped");
                     fate.outdated = true;
                 }
+                Outcome::Kept(why) => {
+                    tracing::debug!(why, planner = P::NAME, "kept");
+                    fate.outdated = true;
+                }
                 Outcome::Fenced => return Some(Ended::Fenced),
                 Outcome::Later { error, settled } => {
                     tracing::debug!(%error, "later");

@@ -12,12 +12,14 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use muster_api::wire::{AgentOffers, PlanReport};
 use muster_client::{Client, Error, Patch, Preconditions};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::event::Notes;
-use super::object::{Id, Kind};
-use super::plan::{Action, Write};
+use super::object::Id;
+use super::owners::Owners;
+use super::plan::{Action, Propagation, Write};
+use super::resource::Resource;
 use crate::leader::Leadership;
 
 /// So many writes of one plan are under way at a time.
@@ -41,6 +43,8 @@ pub enum Outcome {
         /// Whoever has seen this revision knows whether it happened after all, where that matters.
         settled: Option<u64>,
     },
+    /// It must not happen as things are; why.
+    Kept(String),
     /// It will not succeed as it is.
     Refused(Error),
     /// Somebody else leads now, or may.
@@ -54,6 +58,7 @@ pub struct Executor {
     leadership: watch::Receiver<Leadership>,
     notes: Notes,
     reports: watch::Sender<Option<PlanReport>>,
+    owners: Owners,
 }
 
 impl Executor {
@@ -69,6 +74,7 @@ impl Executor {
             leadership,
             notes,
             reports,
+            owners: Owners::default(),
         }
     }
 
@@ -86,7 +92,19 @@ impl Executor {
             Action::AgentOffers { agent, .. } => Some(agent.clone()),
             _ => None,
         };
-        match self.perform(write.action).await {
+        let action = match write.action {
+            Action::IfAbsent {
+                owners,
+                namespace,
+                action,
+            } => match self.owners.found(&self.client, &namespace, &owners).await {
+                Ok(None) => *action,
+                Ok(Some(why)) => return Outcome::Kept(why),
+                Err(error) => return Outcome::Later { error, settled: None },
+            },
+            action => action,
+        };
+        match self.perform(action).await {
             Ok(revision) => {
                 for note in write.then {
                     self.notes.take(note);
@@ -131,15 +149,34 @@ impl Executor {
                 object,
             } => client.create_at(&kind.path(&namespace), &object).await.map(revision),
             Action::Patch { kind, id, status, body } => {
-                let path = path(kind, &id) + if status { "/status" } else { "" };
+                let path = path(&kind, &id) + if status { "/status" } else { "" };
                 client.patch_at(&path, &Patch::Merge(body)).await.map(revision)
             }
-            Action::Delete { kind, id, uid } => {
+            Action::Delete {
+                kind,
+                id,
+                uid,
+                version,
+                policy,
+            } => {
                 let only_if = Preconditions {
                     uid: Some(uid),
-                    resource_version: None,
+                    resource_version: version.map(String::from),
                 };
-                client.delete_at(&path(kind, &id), &only_if).await.map(revision)
+                let policy = policy.map(|Propagation::Foreground| "Foreground");
+                let path = path(&kind, &id);
+                client.delete_as(&path, &only_if, policy).await.map(revision)
+            }
+            // What is asked for is a condition of something else, never of another condition.
+            Action::IfAbsent { action, .. } => Box::pin(self.perform(*action)).await,
+            Action::Finalize { name, version, left } => {
+                let namespace = json!({
+                    "apiVersion": "v1", "kind": "Namespace",
+                    "metadata": { "name": name, "uid": version.uid, "resourceVersion": version.resource },
+                    "spec": { "finalizers": left },
+                });
+                let path = format!("/api/v1/namespaces/{name}/finalize");
+                client.put_at(&path, &namespace).await.map(revision)
             }
             Action::AgentOffers { agent, request } => {
                 let result = client.agent_offers(&agent, &request).await?;
@@ -165,7 +202,7 @@ impl Executor {
     }
 }
 
-fn path(kind: Kind, id: &Id) -> String {
+fn path(kind: &Resource, id: &Id) -> String {
     format!("{}/{}", kind.path(&id.namespace), id.name)
 }
 

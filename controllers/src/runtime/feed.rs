@@ -174,7 +174,7 @@ impl Feed {
     /// One watch, to its end.
     async fn follow(&self, client: &Client, from: Option<u64>) -> Result<(), Error> {
         let resources = KINDS.map(|kind| kind.resource());
-        let stream = client.ordered_watch(&resources, from).await?;
+        let stream = client.ordered_watch_of_all(&resources, from).await?;
         let mut lines = std::pin::pin!(stream);
         let mut follower = Follower::default();
         while let Some(line) = lines.next().await {

@@ -9,10 +9,13 @@ pub mod event;
 pub mod executor;
 pub mod feed;
 pub mod object;
+pub mod owners;
 pub mod plan;
 pub mod queue;
+pub mod resource;
 pub mod view;
 
 pub use object::{Change, Id, Kind, Object};
 pub use plan::{Action, Context, Note, Plan, Planner, Severity, Write};
+pub use resource::{Key, Resource};
 pub use view::View;

@@ -1,4 +1,7 @@
 //! The kinds that controllers watch, their objects, and what can change about them.
+//!
+//! A [`Kind`] is one that planners know and see whole. Of every other kind that the server has, now or later, they see an
+//! [`Outline`]: who an object is, who owns it, what keeps it. A [`Resource`] is either.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,12 +9,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use muster_api::names;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Agent, Framework, Offer, Quota, Task};
 use serde::Deserialize;
 use serde_json::Value;
+
+use super::resource::{Key, Resource, path};
 
 /// A watched kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,18 +87,7 @@ impl Kind {
 
     /// The path of the kind in a namespace; the namespace is empty for kinds without.
     pub fn path(self, namespace: &str) -> String {
-        let (api_version, _) = self.names();
-        let root = if api_version == "v1" {
-            "/api/v1".to_owned()
-        } else {
-            format!("/apis/{api_version}")
-        };
-        let plural = self.resource().split('.').next().unwrap_or_default();
-        if namespace.is_empty() {
-            format!("{root}/{plural}")
-        } else {
-            format!("{root}/namespaces/{namespace}/{plural}")
-        }
+        path(self.names().0, self.resource(), namespace)
     }
 }
 
@@ -155,7 +149,7 @@ impl Version {
 
 /// What is remembered of a task that has ended: enough to remove it. There are far more of them than of others, nothing of them is ever
 /// planned but their removal, and a whole one takes twenty times the memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EndedTask {
     /// Which it is.
     pub version: Version,
@@ -171,6 +165,8 @@ pub struct EndedTask {
     pub finalizers: Box<[String]>,
     /// The uid of the task that it was made to replace.
     pub replaces: Option<Box<str>>,
+    /// Who owns it.
+    pub owners: Box<[OwnerReference]>,
 }
 
 impl EndedTask {
@@ -190,7 +186,32 @@ impl EndedTask {
             deleting: task.metadata.deletion_timestamp.is_some(),
             finalizers: task.metadata.finalizers.iter().flatten().cloned().collect(),
             replaces: replaces(&task.metadata).map(Box::from),
+            owners: task.metadata.owner_references.iter().flatten().cloned().collect(),
         })
+    }
+}
+
+/// What is known of an object of a kind that no planner knows. Nothing of what it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outline {
+    /// Which it is.
+    pub version: Version,
+    /// Who owns it.
+    pub owners: Box<[OwnerReference]>,
+    /// What its deletion waits for.
+    pub finalizers: Box<[String]>,
+    /// Whether its deletion has begun.
+    pub deleting: bool,
+}
+
+impl Outline {
+    fn of(meta: ObjectMeta) -> Outline {
+        Outline {
+            version: Version::of(&meta),
+            deleting: meta.deletion_timestamp.is_some(),
+            owners: meta.owner_references.unwrap_or_default().into(),
+            finalizers: meta.finalizers.unwrap_or_default().into(),
+        }
     }
 }
 
@@ -237,15 +258,28 @@ pub enum Object {
     Offer(Arc<Offer>),
     /// An event.
     Event(Arc<EventMark>),
+    /// Of any other kind.
+    Other(Arc<Outline>),
+}
+
+#[derive(Deserialize)]
+struct OnlyMetadata {
+    metadata: ObjectMeta,
 }
 
 impl Object {
-    /// Reads an object of a kind.
-    pub fn read(kind: Kind, value: Value) -> Result<Object, serde_json::Error> {
-        #[derive(Deserialize)]
-        struct Event {
-            metadata: ObjectMeta,
+    /// Reads an object.
+    pub fn read(resource: &Resource, value: Value) -> Result<Object, serde_json::Error> {
+        match resource {
+            Resource::Known(kind) => Object::read_known(*kind, value),
+            Resource::Other(_) => {
+                let object: OnlyMetadata = serde_json::from_value(value)?;
+                Ok(Object::Other(Arc::new(Outline::of(object.metadata))))
+            }
         }
+    }
+
+    fn read_known(kind: Kind, value: Value) -> Result<Object, serde_json::Error> {
         fn arc<T: for<'de> Deserialize<'de>>(value: Value) -> Result<Arc<T>, serde_json::Error> {
             serde_json::from_value(value).map(Arc::new)
         }
@@ -264,7 +298,7 @@ impl Object {
             }
             Kind::Offer => Object::Offer(arc(value)?),
             Kind::Event => {
-                let event: Event = serde_json::from_value(value)?;
+                let event: OnlyMetadata = serde_json::from_value(value)?;
                 Object::Event(Arc::new(EventMark {
                     version: Version::of(&event.metadata),
                     created: created(&event.metadata),
@@ -273,32 +307,73 @@ impl Object {
         })
     }
 
-    /// Its kind.
-    pub const fn kind(&self) -> Kind {
-        match self {
-            Object::Namespace(_) => Kind::Namespace,
-            Object::Lease(_) => Kind::Lease,
-            Object::Agent(_) => Kind::Agent,
-            Object::Framework(_) => Kind::Framework,
-            Object::Quota(_) => Kind::Quota,
-            Object::Task(_) | Object::EndedTask(_) => Kind::Task,
-            Object::Offer(_) => Kind::Offer,
-            Object::Event(_) => Kind::Event,
-        }
+    /// Its metadata, where they are kept whole.
+    fn metadata(&self) -> Option<&ObjectMeta> {
+        Some(match self {
+            Object::Namespace(object) => &object.metadata,
+            Object::Lease(object) => &object.metadata,
+            Object::Agent(object) => &object.metadata,
+            Object::Framework(object) => &object.metadata,
+            Object::Quota(object) => &object.metadata,
+            Object::Task(object) => &object.metadata,
+            Object::Offer(object) => &object.metadata,
+            Object::EndedTask(_) | Object::Event(_) | Object::Other(_) => return None,
+        })
     }
 
     /// Which it is.
     pub fn version(&self) -> Version {
         match self {
-            Object::Namespace(object) => Version::of(&object.metadata),
-            Object::Lease(object) => Version::of(&object.metadata),
-            Object::Agent(object) => Version::of(&object.metadata),
-            Object::Framework(object) => Version::of(&object.metadata),
-            Object::Quota(object) => Version::of(&object.metadata),
-            Object::Task(object) => Version::of(&object.metadata),
             Object::EndedTask(object) => object.version.clone(),
-            Object::Offer(object) => Version::of(&object.metadata),
             Object::Event(object) => object.version.clone(),
+            Object::Other(object) => object.version.clone(),
+            _ => self.metadata().map(Version::of).unwrap_or_default(),
+        }
+    }
+
+    /// Its uid.
+    pub fn uid(&self) -> &str {
+        match self {
+            Object::EndedTask(object) => &object.version.uid,
+            Object::Event(object) => &object.version.uid,
+            Object::Other(object) => &object.version.uid,
+            _ => {
+                let uid = self.metadata().and_then(|meta| meta.uid.as_deref());
+                uid.unwrap_or_default()
+            }
+        }
+    }
+
+    /// Who owns it. Of events that is not kept.
+    pub fn owners(&self) -> &[OwnerReference] {
+        match self {
+            Object::EndedTask(object) => &object.owners,
+            Object::Other(object) => &object.owners,
+            _ => {
+                let owners = self.metadata().and_then(|meta| meta.owner_references.as_deref());
+                owners.unwrap_or_default()
+            }
+        }
+    }
+
+    /// What its deletion waits for. Of events that is not kept.
+    pub fn finalizers(&self) -> &[String] {
+        match self {
+            Object::EndedTask(object) => &object.finalizers,
+            Object::Other(object) => &object.finalizers,
+            _ => {
+                let finalizers = self.metadata().and_then(|meta| meta.finalizers.as_deref());
+                finalizers.unwrap_or_default()
+            }
+        }
+    }
+
+    /// Whether its deletion has begun. Of events that is not kept.
+    pub fn is_deleting(&self) -> bool {
+        match self {
+            Object::EndedTask(object) => object.deleting,
+            Object::Other(object) => object.deleting,
+            _ => self.metadata().is_some_and(|meta| meta.deletion_timestamp.is_some()),
         }
     }
 
@@ -323,7 +398,7 @@ impl Object {
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The kind.
-    pub kind: Kind,
+    pub resource: Resource,
     /// Which object.
     pub id: Id,
     /// As it was; `None`: it was not there.
@@ -333,6 +408,16 @@ pub struct Change {
 }
 
 impl Change {
+    /// The kind, if planners know it.
+    pub fn kind(&self) -> Option<Kind> {
+        self.resource.known()
+    }
+
+    /// Which object.
+    pub fn key(&self) -> Key {
+        Key::new(self.resource.clone(), &self.id)
+    }
+
     /// The task before and after, as far as it had not ended.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.old.iter().chain(&self.new).filter_map(Object::task)
@@ -357,9 +442,5 @@ mod tests {
         assert_eq!(Kind::Task.path("a"), "/apis/muster.dev/v1/namespaces/a/tasks");
         assert_eq!(Kind::Agent.path(""), "/apis/muster.dev/v1/agents");
         assert_eq!(Kind::Event.path("a"), "/api/v1/namespaces/a/events");
-        assert_eq!(
-            Kind::Lease.path("a"),
-            "/apis/coordination.k8s.io/v1/namespaces/a/leases"
-        );
     }
 }

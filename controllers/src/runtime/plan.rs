@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use muster_api::ObjectMeta;
 use muster_api::wire::{AcceptRequest, AgentOffers, DeclineRequest, PlanReport};
 use serde_json::{Value, json};
 
 use super::object::{Change, Id, Kind, Version};
+use super::resource::Resource;
 use super::view::View;
 
 /// A pure function from a view to writes, for one key at a time.
@@ -149,7 +151,7 @@ pub enum Action {
     /// Merges into an object.
     Patch {
         /// The kind.
-        kind: Kind,
+        kind: Resource,
         /// Which.
         id: Id,
         /// Whether the status is meant.
@@ -160,11 +162,33 @@ pub enum Action {
     /// Deletes an object, if it is still that one.
     Delete {
         /// The kind.
-        kind: Kind,
+        kind: Resource,
         /// Which.
         id: Id,
         /// Its uid.
         uid: String,
+        /// Its version, if it must not have changed either.
+        version: Option<Box<str>>,
+        /// What becomes of what it owns; `None`: what its finalizers say.
+        policy: Option<Propagation>,
+    },
+    /// Does that, if none of these owners can be found, by asking for each of them.
+    IfAbsent {
+        /// The owners, as an object in that namespace means them.
+        owners: Vec<OwnerReference>,
+        /// The namespace; empty for none.
+        namespace: String,
+        /// What is done.
+        action: Box<Action>,
+    },
+    /// Says that a namespace's content is gone.
+    Finalize {
+        /// The namespace.
+        name: String,
+        /// Which, and which state of it.
+        version: Version,
+        /// What keeps it besides.
+        left: Vec<String>,
     },
     /// Changes the offers of an agent.
     AgentOffers {
@@ -193,11 +217,18 @@ pub enum Action {
     Event(Note),
 }
 
+/// What becomes of the objects that a deleted object owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// They go before it.
+    Foreground,
+}
+
 impl Action {
     /// Merges into the status of an object, if it is still what was seen.
     pub fn status(kind: Kind, meta: &ObjectMeta, status: Value) -> Action {
         Action::Patch {
-            kind,
+            kind: kind.into(),
             id: Id::of(meta),
             status: true,
             body: json!({ "metadata": precondition(meta), "status": status }),
@@ -205,10 +236,10 @@ impl Action {
     }
 
     /// Merges into an object, if it is still in that state.
-    pub fn patch(kind: Kind, id: &Id, version: &Version, mut body: Value) -> Action {
+    pub fn patch(kind: impl Into<Resource>, id: &Id, version: &Version, mut body: Value) -> Action {
         body["metadata"]["resourceVersion"] = json!(version.resource);
         Action::Patch {
-            kind,
+            kind: kind.into(),
             id: id.clone(),
             status: false,
             body,
@@ -216,11 +247,25 @@ impl Action {
     }
 
     /// Deletes an object, if it is still that one.
-    pub fn delete(kind: Kind, id: &Id, uid: &str) -> Action {
+    pub fn delete(kind: impl Into<Resource>, id: &Id, uid: &str) -> Action {
         Action::Delete {
-            kind,
+            kind: kind.into(),
             id: id.clone(),
             uid: uid.to_owned(),
+            version: None,
+            policy: None,
+        }
+    }
+
+    /// The same, if none of these owners of an object of that namespace can be found.
+    pub fn if_absent(self, owners: Vec<OwnerReference>, namespace: &str) -> Action {
+        if owners.is_empty() {
+            return self;
+        }
+        Action::IfAbsent {
+            owners,
+            namespace: namespace.to_owned(),
+            action: Box::new(self),
         }
     }
 }

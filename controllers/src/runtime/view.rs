@@ -11,13 +11,15 @@ use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use muster_api::names;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Agent, Framework, Offer, Quota, Task};
 use muster_api::wire::{ChangeKind, WatchChange};
 use serde_json::Value;
 
-use super::object::{Change, EndedTask, EventMark, Id, Kind, Object};
+use super::object::{Change, EndedTask, EventMark, Id, KINDS, Kind, Object, Outline};
+use super::resource::{Key, OtherKind, Resource};
 
 /// An object that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,19 +53,25 @@ pub struct View {
     pub offers: OrdMap<Id, Arc<Offer>>,
     /// Events.
     pub events: OrdMap<Id, Arc<EventMark>>,
+    /// Everything else.
+    pub others: OrdMap<Key, Arc<Outline>>,
     /// What cannot be read.
-    pub problems: OrdMap<(Kind, Id), Problem>,
+    pub problems: OrdMap<Key, Problem>,
+    /// The other kinds, by `plural.group`.
+    kinds: OrdMap<Box<str>, Arc<OtherKind>>,
+    /// By the uid of what owns them.
+    owned: OrdMap<Box<str>, OrdSet<Key>>,
     pending: OrdMap<Id, OrdSet<Id>>,
     live: OrdMap<String, OrdSet<Id>>,
     offered: OrdMap<String, OrdSet<Id>>,
     by_age: OrdSet<(Timestamp, Id)>,
 }
 
-fn add<K: Ord + Clone>(index: &mut OrdMap<K, OrdSet<Id>>, key: K, id: &Id) {
+fn add<K: Ord + Clone, T: Ord + Clone>(index: &mut OrdMap<K, OrdSet<T>>, key: K, id: &T) {
     index.entry(key).or_default().insert(id.clone());
 }
 
-fn remove<K: Ord + Clone>(index: &mut OrdMap<K, OrdSet<Id>>, key: &K, id: &Id) {
+fn remove<K: Ord + Clone, T: Ord + Clone>(index: &mut OrdMap<K, OrdSet<T>>, key: &K, id: &T) {
     if let Some(ids) = index.get_mut(key) {
         ids.remove(id);
         if ids.is_empty() {
@@ -146,6 +154,73 @@ impl View {
         self.tasks.get(id).map(|task| task.phase()).or_else(ended)
     }
 
+    /// The kind of objects of that `apiVersion` (of which the group counts) and `kind`, if any was ever seen.
+    pub fn resource(&self, api_version: &str, kind: &str) -> Option<Resource> {
+        let group = |api_version: &str| api_version.rsplit_once('/').map(|(group, _)| group.to_owned());
+        let wanted = group(api_version);
+        let fits = |names: (&str, &str)| names.1 == kind && group(names.0) == wanted;
+        let known = KINDS.into_iter().find(|known| fits(known.names())).map(Resource::Known);
+        let other = || {
+            let mut others = self.kinds.values();
+            others.find(|other| fits((&other.api_version, &other.kind))).cloned()
+        };
+        known.or_else(|| other().map(Resource::Other))
+    }
+
+    /// What an object in that namespace (empty: in none) means by an owner, if it is there: of that name in that namespace or in none, and
+    /// of that uid.
+    pub fn owner(&self, namespace: &str, owner: &OwnerReference) -> Option<(Key, Object)> {
+        let resource = self.resource(&owner.api_version, &owner.kind)?;
+        let candidates = [namespace, ""].map(|namespace| Id::new(namespace, owner.name.as_str()));
+        candidates.into_iter().find_map(|id| {
+            let key = Key::new(resource.clone(), &id);
+            let object = self.object(&key).filter(|object| object.uid() == owner.uid)?;
+            Some((key, object))
+        })
+    }
+
+    /// What says that an object of that uid owns it, wherever it is.
+    pub fn owned(&self, uid: &str) -> impl Iterator<Item = &Key> {
+        self.owned.get(uid).into_iter().flatten()
+    }
+
+    /// Everything in a namespace.
+    pub fn content(&self, namespace: &str) -> Vec<(Key, Object)> {
+        fn of<'a, T: 'a>(
+            kind: Kind,
+            map: &'a OrdMap<Id, Arc<T>>,
+            namespace: &'a str,
+            wrap: fn(Arc<T>) -> Object,
+        ) -> impl Iterator<Item = (Key, Object)> + 'a {
+            let there = map.range(Id::new(namespace, "")..);
+            let there = there.take_while(move |(id, _)| &*id.namespace == namespace);
+            there.map(move |(id, object)| (Key::new(kind, id), wrap(object.clone())))
+        }
+        let others = self.kinds.values().flat_map(|kind| {
+            let resource = Resource::Other(kind.clone());
+            let first = Key::new(resource.clone(), &Id::new(namespace, ""));
+            let there = self.others.range(first..);
+            let there = there.take_while(move |(key, _)| key.resource == resource && &*key.id.namespace == namespace);
+            there.map(|(key, outline)| (key.clone(), Object::Other(outline.clone())))
+        });
+        of(Kind::Lease, &self.leases, namespace, Object::Lease)
+            .chain(of(Kind::Framework, &self.frameworks, namespace, Object::Framework))
+            .chain(of(Kind::Task, &self.tasks, namespace, Object::Task))
+            .chain(of(Kind::Task, &self.ended, namespace, Object::EndedTask))
+            .chain(of(Kind::Offer, &self.offers, namespace, Object::Offer))
+            .chain(of(Kind::Event, &self.events, namespace, Object::Event))
+            .chain(others)
+            .collect()
+    }
+
+    /// The object of that key.
+    pub fn object(&self, key: &Key) -> Option<Object> {
+        match &key.resource {
+            Resource::Known(kind) => self.get(*kind, &key.id),
+            Resource::Other(_) => self.others.get(key).cloned().map(Object::Other),
+        }
+    }
+
     /// The object of that kind and name.
     pub fn get(&self, kind: Kind, id: &Id) -> Option<Object> {
         match kind {
@@ -166,30 +241,36 @@ impl View {
     /// Every object, kind by kind, as if it had just been added.
     pub fn as_changes(&self) -> Vec<Change> {
         fn all<'a, T: 'a>(
+            kind: Kind,
             map: &'a OrdMap<Id, Arc<T>>,
             wrap: fn(Arc<T>) -> Object,
-        ) -> impl Iterator<Item = (Id, Object)> + 'a {
-            map.iter().map(move |(id, object)| (id.clone(), wrap(object.clone())))
+        ) -> impl Iterator<Item = (Key, Object)> + 'a {
+            map.iter()
+                .map(move |(id, object)| (Key::new(kind, id), wrap(object.clone())))
         }
         fn named<'a, T: 'a>(
+            kind: Kind,
             map: &'a OrdMap<String, Arc<T>>,
             wrap: fn(Arc<T>) -> Object,
-        ) -> impl Iterator<Item = (Id, Object)> + 'a {
-            map.iter()
-                .map(move |(name, object)| (Id::new("", name.as_str()), wrap(object.clone())))
+        ) -> impl Iterator<Item = (Key, Object)> + 'a {
+            let key = move |name: &String| Key::new(kind, &Id::new("", name.as_str()));
+            map.iter().map(move |(name, object)| (key(name), wrap(object.clone())))
         }
-        let objects = named(&self.namespaces, Object::Namespace)
-            .chain(all(&self.leases, Object::Lease))
-            .chain(named(&self.agents, Object::Agent))
-            .chain(all(&self.frameworks, Object::Framework))
-            .chain(named(&self.quotas, Object::Quota))
-            .chain(all(&self.tasks, Object::Task))
-            .chain(all(&self.ended, Object::EndedTask))
-            .chain(all(&self.offers, Object::Offer))
-            .chain(all(&self.events, Object::Event));
-        let added = |(id, object): (Id, Object)| Change {
-            kind: object.kind(),
-            id,
+        let others = self.others.iter();
+        let others = others.map(|(key, outline)| (key.clone(), Object::Other(outline.clone())));
+        let objects = named(Kind::Namespace, &self.namespaces, Object::Namespace)
+            .chain(all(Kind::Lease, &self.leases, Object::Lease))
+            .chain(named(Kind::Agent, &self.agents, Object::Agent))
+            .chain(all(Kind::Framework, &self.frameworks, Object::Framework))
+            .chain(named(Kind::Quota, &self.quotas, Object::Quota))
+            .chain(all(Kind::Task, &self.tasks, Object::Task))
+            .chain(all(Kind::Task, &self.ended, Object::EndedTask))
+            .chain(all(Kind::Offer, &self.offers, Object::Offer))
+            .chain(all(Kind::Event, &self.events, Object::Event))
+            .chain(others);
+        let added = |(key, object): (Key, Object)| Change {
+            resource: key.resource,
+            id: key.id,
             old: None,
             new: Some(object),
         };
@@ -199,7 +280,7 @@ impl View {
     /// What must have happened for `self` to become `newer`, however the two came about.
     pub fn difference(&self, newer: &View) -> Vec<Change> {
         let gone = self.as_changes().into_iter().filter_map(|change| {
-            let gone = newer.get(change.kind, &change.id).is_none();
+            let gone = newer.object(&change.key()).is_none();
             gone.then_some(Change {
                 old: change.new,
                 new: None,
@@ -207,16 +288,39 @@ impl View {
             })
         });
         let there = newer.as_changes().into_iter().filter_map(|change| {
-            let old = self.get(change.kind, &change.id);
+            let old = self.object(&change.key());
             let same = old.as_ref().map(Object::version) == change.new.as_ref().map(Object::version);
             (!same).then_some(Change { old, ..change })
         });
         gone.chain(there).collect()
     }
 
-    /// Applies one change of the watch. `None`: it is of a kind that nobody asked for, or cannot be read.
+    /// The kind that a change of the watch is about.
+    fn resource_of(&mut self, change: &WatchChange) -> Resource {
+        if let Some(kind) = Kind::of_resource(&change.resource) {
+            return Resource::Known(kind);
+        }
+        let text = |field: &str| -> Box<str> { change.object[field].as_str().unwrap_or_default().into() };
+        let other = OtherKind {
+            resource: change.resource.as_str().into(),
+            api_version: text("apiVersion"),
+            kind: text("kind"),
+        };
+        match self.kinds.get(&*change.resource) {
+            Some(known) if known.api_version == other.api_version && known.kind == other.kind => {
+                Resource::Other(known.clone())
+            }
+            _ => {
+                let other = Arc::new(other);
+                self.kinds.insert(other.resource.clone(), other.clone());
+                Resource::Other(other)
+            }
+        }
+    }
+
+    /// Applies one change of the watch. `None`: it cannot be read.
     pub fn apply(&mut self, change: WatchChange) -> Option<Change> {
-        let kind = Kind::of_resource(&change.resource)?;
+        let resource = self.resource_of(&change);
         let text = |pointer: &str| {
             change
                 .object
@@ -225,12 +329,12 @@ impl View {
                 .unwrap_or_default()
         };
         let id = Id::new(text("/metadata/namespace"), text("/metadata/name"));
-        let key = (kind, id.clone());
+        let key = Key::new(resource.clone(), &id);
         if change.kind == ChangeKind::Deleted {
             self.problems.remove(&key);
-            let old = self.set(kind, &id, None)?;
+            let old = self.set(&key, None)?;
             return Some(Change {
-                kind,
+                resource,
                 id,
                 old: Some(old),
                 new: None,
@@ -241,19 +345,19 @@ impl View {
             .into_iter()
             .find(|agent| !agent.is_empty());
         let agent = agent.map(str::to_owned);
-        match Object::read(kind, change.object) {
+        match Object::read(&resource, change.object) {
             Ok(object) => {
                 self.problems.remove(&key);
-                let old = self.set(kind, &id, Some(object.clone()));
+                let old = self.set(&key, Some(object.clone()));
                 Some(Change {
-                    kind,
+                    resource,
                     id,
                     old,
                     new: Some(object),
                 })
             }
             Err(error) => {
-                let (_, name) = kind.names();
+                let (_, name) = resource.names();
                 let message = format!("{name} {id} cannot be read: {error}");
                 self.problems.insert(key, Problem { message, agent });
                 None
@@ -262,10 +366,17 @@ impl View {
     }
 
     /// Puts an object in its place and gives back what was there.
-    fn set(&mut self, kind: Kind, id: &Id, object: Option<Object>) -> Option<Object> {
-        let old = self.get(kind, id);
+    fn set(&mut self, key: &Key, object: Option<Object>) -> Option<Object> {
+        let id = &key.id;
+        let old = self.object(key);
         self.unindex(id, old.as_ref());
         self.index(id, object.as_ref());
+        for owner in old.iter().flat_map(Object::owners) {
+            remove(&mut self.owned, &owner.uid.as_str().into(), key);
+        }
+        for owner in object.iter().flat_map(Object::owners) {
+            add(&mut self.owned, owner.uid.as_str().into(), key);
+        }
         match object {
             Some(Object::Namespace(new)) => drop(self.namespaces.insert(id.name.to_string(), new)),
             Some(Object::Lease(new)) => drop(self.leases.insert(id.clone(), new)),
@@ -282,12 +393,18 @@ impl View {
             }
             Some(Object::Offer(new)) => drop(self.offers.insert(id.clone(), new)),
             Some(Object::Event(new)) => drop(self.events.insert(id.clone(), new)),
-            None => self.forget(kind, id),
+            Some(Object::Other(new)) => drop(self.others.insert(key.clone(), new)),
+            None => self.forget(key),
         }
         old
     }
 
-    fn forget(&mut self, kind: Kind, id: &Id) {
+    fn forget(&mut self, key: &Key) {
+        let id = &key.id;
+        let Resource::Known(kind) = key.resource else {
+            self.others.remove(key);
+            return;
+        };
         match kind {
             Kind::Namespace => drop(self.namespaces.remove(&*id.name)),
             Kind::Lease => drop(self.leases.remove(id)),
