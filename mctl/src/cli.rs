@@ -202,6 +202,18 @@ pub enum DryRun {
     Server,
 }
 
+/// What becomes of what a deleted object owns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Cascade {
+    /// It goes after its owner.
+    #[default]
+    Background,
+    /// It goes before its owner.
+    Foreground,
+    /// It stays.
+    Orphan,
+}
+
 /// `mctl delete`.
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
@@ -220,6 +232,9 @@ pub struct DeleteArgs {
     /// It is no error when an object is not there.
     #[arg(long)]
     pub ignore_not_found: bool,
+    /// What becomes of what they own: it goes after them, before them, or stays.
+    #[arg(long, value_enum, default_value_t, num_args = 0..=1, default_missing_value = "background", require_equals = true)]
+    pub cascade: Cascade,
     /// Whether to wait until they are gone.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub wait: bool,

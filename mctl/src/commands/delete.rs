@@ -6,7 +6,7 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::cli::{DeleteArgs, DryRun};
+use crate::cli::{Cascade, DeleteArgs, DryRun};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::observe::Observer;
 use crate::rest::{JSON, Payload};
@@ -30,7 +30,12 @@ pub async fn run(session: &Session, args: DeleteArgs, terminal: &mut Terminal) -
             terminal.line(format!("{}/{name} deleted (client dry run)", target.resource.title()))?;
             continue;
         }
-        let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
+        let policy = match args.cascade {
+            Cascade::Background => "Background",
+            Cascade::Foreground => "Foreground",
+            Cascade::Orphan => "Orphan",
+        };
+        let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy});
         if args.dry_run == DryRun::Server {
             options["dryRun"] = json!(["All"]);
         }
