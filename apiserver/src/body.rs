@@ -23,6 +23,8 @@ pub enum ContentType {
     Json,
     /// `application/yaml`.
     Yaml,
+    /// `application/vnd.kubernetes.protobuf`.
+    Protobuf,
     /// `application/merge-patch+json`.
     MergePatch,
     /// `application/json-patch+json`.
@@ -46,6 +48,7 @@ impl ContentType {
         match essence.as_str() {
             "" | "application/json" => ContentType::Json,
             "application/yaml" | "application/x-yaml" | "text/yaml" => ContentType::Yaml,
+            "application/vnd.kubernetes.protobuf" => ContentType::Protobuf,
             "application/merge-patch+json" => ContentType::MergePatch,
             "application/json-patch+json" => ContentType::JsonPatch,
             "application/strategic-merge-patch+json" => ContentType::StrategicMergePatch,
@@ -96,9 +99,10 @@ pub fn object(content_type: ContentType, bytes: &[u8]) -> Result<Decoded> {
     let decoded = match content_type {
         ContentType::Json => json(bytes)?,
         ContentType::Yaml => yaml(bytes)?,
+        ContentType::Protobuf => protobuf(bytes)?,
         _ => {
             let message = "the body of the request was in an unknown format - accepted media types include: \
-                           application/json, application/yaml";
+                           application/json, application/yaml, application/vnd.kubernetes.protobuf";
             return Err(ApiError::unsupported_media_type(message));
         }
     };
@@ -115,6 +119,21 @@ pub fn yaml(bytes: &[u8]) -> Result<Decoded> {
     let decoded = decode(reader).map_err(|error| ApiError::bad_request(format!("the body is not YAML: {error}")))?;
     check_value_depth(&decoded.value, limits::JSON_DEPTH)?;
     Ok(decoded)
+}
+
+/// Reads one of Kubernetes' own kinds in the form that newer clients send them in.
+fn protobuf(bytes: &[u8]) -> Result<Decoded> {
+    let value = muster_protobuf::decode(bytes).map_err(|error| match error {
+        muster_protobuf::Error::Kind { .. } => ApiError::unsupported_media_type(format!(
+            "{error} - accepted media types include: application/json, application/yaml"
+        )),
+        error => ApiError::bad_request(format!("the body is not protobuf: {error}")),
+    })?;
+    check_value_depth(&value, limits::JSON_DEPTH)?;
+    Ok(Decoded {
+        value,
+        duplicates: Vec::new(),
+    })
 }
 
 /// Reads a value, and which keys are there more than once.
@@ -348,6 +367,14 @@ mod tests {
         }
         let error = object(ContentType::Other, b"{}").expect_err("refused");
         assert_eq!(error.reason, "UnsupportedMediaType");
+        for (body, reason) in [
+            (&b"{}"[..], "BadRequest"),
+            (b"k8s\0\x0a\xff", "BadRequest"),
+            (b"k8s\0", "UnsupportedMediaType"),
+        ] {
+            let error = object(ContentType::Protobuf, body).expect_err("refused");
+            assert_eq!(error.reason, reason, "{body:?}");
+        }
         assert_eq!(
             object(ContentType::Yaml, b"a: {b: 1}").expect("YAML").value,
             json!({"a": {"b": 1}})

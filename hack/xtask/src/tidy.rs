@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// Each crate's folder, name, and the crates of ours that it may depend on. The list is the drawing in the README.
-const CRATES: [(&str, &str, &[&str]); 13] = [
+const CRATES: [(&str, &str, &[&str]); 14] = [
     ("api", "muster-api", &[]),
     ("api/apply", "muster-apply", &[]),
     ("api/client", "muster-client", &["muster-api"]),
+    ("api/protobuf", "muster-protobuf", &[]),
     ("apiserver/store", "muster-store", &[]),
     (
         "apiserver",
         "muster-apiserver",
-        &["muster-api", "muster-apply", "muster-store"],
+        &["muster-api", "muster-apply", "muster-protobuf", "muster-store"],
     ),
     ("controllers/allocator", "muster-allocator", &["muster-api"]),
     (
@@ -38,6 +39,7 @@ const ALL: &[&str] = &[
     "muster-api",
     "muster-apply",
     "muster-client",
+    "muster-protobuf",
     "muster-store",
     "muster-apiserver",
     "muster-allocator",
@@ -59,9 +61,10 @@ const OWNED: [(&str, &str); 8] = [
 ];
 
 /// Files and folders of pure code, and the exceptions in them (the seam itself).
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "api/src",
     "api/apply/src",
+    "api/protobuf/src",
     "controllers/allocator/src",
     "controllers/src/planners",
     "apiserver/src/accept.rs",
