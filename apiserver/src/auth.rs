@@ -207,6 +207,10 @@ fn anybody_may(asked: &Attributes<'_>) -> bool {
         (names::GROUP, "offers", "accept" | "decline") | ("coordination.k8s.io", "leases", "renew") => {
             asked.verb == "create"
         }
+        // Kinds that platform teams define are theirs, status included.
+        (group, _, "" | "status" | "scale") => {
+            group.contains('.') && group != names::GROUP && !group.ends_with(".k8s.io")
+        }
         _ => false,
     }
 }

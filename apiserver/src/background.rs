@@ -1,10 +1,11 @@
-//! What runs besides requests: the hub follows the store, and expired events and tokens go.
+//! What runs besides requests: the hub follows the store, expired events and tokens go, and definitions of kinds are looked after.
 
 use std::sync::{Arc, Weak};
 
 use muster_store::{Compare, Op};
 use tokio::task::JoinHandle;
 
+use crate::custom;
 use crate::hub::{Filter, Part};
 use crate::limits;
 use crate::registry::{Guard, GuardedTxn, last_seen};
@@ -17,7 +18,8 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<JoinHandle<()>> {
     let weak = Arc::downgrade(state);
     vec![
         tokio::spawn(async move { hub.follow(store).await }),
-        tokio::spawn(sweep_events(weak)),
+        tokio::spawn(sweep_events(weak.clone())),
+        tokio::spawn(custom::clean_up(weak)),
     ]
 }
 

@@ -259,7 +259,12 @@ mod tests {
         assert_eq!(json("/api/").await["versions"], json!(["v1"]));
         assert_eq!(
             names(&json("/apis/").await["groups"]),
-            ["coordination.k8s.io", "events.k8s.io", "muster.dev"]
+            [
+                "apiextensions.k8s.io",
+                "coordination.k8s.io",
+                "events.k8s.io",
+                "muster.dev"
+            ]
         );
         let group = json("/apis/muster.dev/").await;
         assert_eq!(group["kind"], "APIGroup");
@@ -313,8 +318,11 @@ mod tests {
             "configmaps"
         );
         let named = aggregated("/apis").await;
-        let muster = &named["items"][2];
-        assert_eq!(muster["metadata"]["name"], "muster.dev");
+        let items = named["items"].as_array().unwrap();
+        let muster = items
+            .iter()
+            .find(|item| item["metadata"]["name"] == "muster.dev")
+            .unwrap();
         assert_eq!(muster["versions"][0]["freshness"], "Current");
         let resources = muster["versions"][0]["resources"].as_array().unwrap();
         let tasks = resources

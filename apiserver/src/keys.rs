@@ -1,6 +1,6 @@
 //! Where things are in the store.
 //!
-//! `objects/<group or core>/<plural>/<namespace or _>/<name>`, `ledger/<agent>`, `join/<token>`, and below `meta/` what the cluster is:
+//! `objects/<group or core>/<plural>/<namespace or _>/<name>`, `ledger/<agent>`, `names/<group>`, `join/<token>`, and below `meta/` what the cluster is:
 //! its uid and its authority. Groups, plurals, namespaces and names have no slash, so a key can be taken apart again. Tested below.
 
 use muster_store::{Key, Prefix};
@@ -46,6 +46,14 @@ pub fn ledger(agent: &str) -> Key {
     Key::new(format!("{LEDGERS}{agent}"))
 }
 
+/// What the keys begin with whose writes say that names of kinds were taken or given back.
+pub const NAMES: &str = "names/";
+
+/// The key whose writes say that the name of a kind in this group was taken or given back.
+pub fn names(group: &str) -> Key {
+    Key::new(format!("{NAMES}{group}"))
+}
+
 /// What the keys of all join tokens begin with.
 pub const JOIN_TOKENS: &str = "join/";
 
@@ -59,9 +67,9 @@ pub fn is_join_token(key: &Key) -> bool {
     key.as_str().starts_with(JOIN_TOKENS)
 }
 
-/// Whether a key is that of a ledger.
+/// Whether a key is that of a ledger, or of names: when it was written matters, what was does not.
 pub fn is_ledger(key: &Key) -> bool {
-    key.as_str().starts_with(LEDGERS)
+    key.as_str().starts_with(LEDGERS) || key.as_str().starts_with(NAMES)
 }
 
 /// The key of the cluster's uid.

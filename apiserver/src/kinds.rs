@@ -20,10 +20,10 @@ use muster_api::names;
 use muster_api::v1::{Agent, Framework, Offer, Quota, Task};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::resource::{Column, Resource, Subresource};
-use crate::schema::Schema;
+use crate::resource::{Column, Resource, ScalePaths, Subresource};
+use crate::schema::{Schema, SchemaError};
 
 /// What may be done with the objects of an ordinary kind.
 const VERBS: [&str; 8] = [
@@ -47,6 +47,7 @@ pub fn resources() -> Vec<Resource> {
         core::of::<Namespace>(core::NAMESPACE).with(core::call("finalize", ("", "v1", "Namespace"), "update")),
         core::of::<Event>(core::EVENT),
         core::of::<Lease>(core::LEASE),
+        core::of::<CustomResourceDefinition>(core::DEFINITION),
         muster(Agent::crd(), &VERBS, &[("offers", "AgentOffers", "create")]),
         muster(Framework::crd(), &VERBS, &[]),
         muster(
@@ -68,7 +69,7 @@ pub fn metadata_schema() -> Value {
     let lists = [
         ("finalizers", merge_set()),
         ("ownerReferences", merge_by("uid")),
-        ("managedFields", serde_json::json!({"x-kubernetes-list-type": "atomic"})),
+        ("managedFields", json!({"x-kubernetes-list-type": "atomic"})),
     ];
     for (field, how) in lists {
         extend(&mut schema["properties"][field], how);
@@ -90,11 +91,11 @@ fn extend(schema: &mut Value, how: Value) {
 }
 
 fn merge_set() -> Value {
-    serde_json::json!({"x-kubernetes-list-type": "set", "x-kubernetes-patch-strategy": "merge"})
+    json!({"x-kubernetes-list-type": "set", "x-kubernetes-patch-strategy": "merge"})
 }
 
 fn merge_by(key: &str) -> Value {
-    serde_json::json!({
+    json!({
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": [key],
         "x-kubernetes-patch-strategy": "merge",
@@ -111,45 +112,88 @@ fn muster(
     let definition = serde_json::to_value(definition).expect("a definition is plain data");
     let spec = &definition["spec"];
     let version = &spec["versions"][0];
+    let schema = tidy(version["schema"]["openAPIV3Schema"].clone());
+    let mut resource =
+        of_version(spec, &spec["names"], version, schema).expect("the schemas of our kinds are structural");
+    resource.verbs = verbs.to_vec();
+    for (name, response, verb) in calls {
+        resource.subresources.push(Subresource {
+            name,
+            response: (
+                resource.group.clone(),
+                names::VERSION.to_owned(),
+                (*response).to_owned(),
+            ),
+            verbs: vec![verb],
+        });
+    }
+    resource
+}
+
+/// The `spec` of a definition in one of its versions, under these names.
+pub(crate) fn of_version(spec: &Value, names: &Value, version: &Value, schema: Value) -> Result<Resource, SchemaError> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let texts = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
-    let (group, kind) = (text(&spec["group"]), text(&spec["names"]["kind"]));
+    let own = (text(&spec["group"]), text(&version["name"]), text(&names["kind"]));
+    let changed = || vec!["get", "patch", "update"];
     let mut subresources = Vec::new();
     if version["subresources"]["status"].is_object() {
         subresources.push(Subresource {
             name: "status",
-            response: (group.clone(), names::VERSION.to_owned(), kind.clone()),
-            verbs: vec!["get", "patch", "update"],
+            response: own.clone(),
+            verbs: changed(),
         });
     }
-    for (name, response, verb) in calls {
+    let scale = version["subresources"]["scale"].is_object().then(|| {
+        let path = |name: &str| {
+            text(&version["subresources"]["scale"][name])
+                .trim_start_matches('.')
+                .to_owned()
+        };
+        ScalePaths {
+            wanted: path("specReplicasPath"),
+            present: path("statusReplicasPath"),
+            selector: path("labelSelectorPath"),
+        }
+    });
+    if scale.is_some() {
         subresources.push(Subresource {
-            name,
-            response: (group.clone(), names::VERSION.to_owned(), (*response).to_owned()),
-            verbs: vec![verb],
+            name: "scale",
+            response: ("autoscaling".to_owned(), "v1".to_owned(), "Scale".to_owned()),
+            verbs: changed(),
         });
     }
-    let columns = version["additionalPrinterColumns"].as_array().into_iter().flatten();
+    let columns = version["additionalPrinterColumns"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let age = json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"});
+    let columns = if columns.is_empty() {
+        std::slice::from_ref(&age)
+    } else {
+        columns
+    };
     let selectable = version["selectableFields"].as_array().into_iter().flatten();
-    let schema = tidy(version["schema"]["openAPIV3Schema"].clone());
-    Resource {
-        version: text(&version["name"]),
-        plural: text(&spec["names"]["plural"]),
-        singular: text(&spec["names"]["singular"]),
-        short_names: texts(&spec["names"]["shortNames"]),
-        categories: texts(&spec["names"]["categories"]),
+    let (group, version, kind) = own;
+    Ok(Resource {
+        plural: text(&names["plural"]),
+        singular: text(&names["singular"]),
+        short_names: texts(&names["shortNames"]),
+        categories: texts(&names["categories"]),
         namespaced: spec["scope"] == "Namespaced",
-        verbs: verbs.to_vec(),
+        verbs: VERBS.to_vec(),
         subresources,
-        compiled: compile(&schema),
-        schema,
-        columns: columns.map(column).collect(),
+        compiled: Arc::new(Schema::compile(&schema)?),
+        schema: Arc::new(schema),
+        columns: columns.iter().map(column).collect(),
+        scale,
         selectable: selectable
             .map(|field| text(&field["jsonPath"]).trim_start_matches('.').to_owned())
             .collect(),
         group,
+        version,
         kind,
-    }
+    })
 }
 
 fn column(value: &Value) -> Column {
@@ -183,7 +227,7 @@ pub(crate) fn schema_of<T: JsonSchema>() -> Value {
 /// hold anything.
 fn structural(schema: &mut Value) {
     if schema == &Value::Bool(true) {
-        *schema = serde_json::json!({});
+        *schema = json!({});
     }
     let Some(map) = schema.as_object_mut() else { return };
     for name in [
@@ -220,9 +264,15 @@ fn structural(schema: &mut Value) {
     }
 }
 
-/// What every kind's schema has at its top: the two names, and `metadata` as a plain object that is checked by rules of its own.
+/// A generated schema, as it is served.
 fn tidy(mut schema: Value) -> Value {
     structural(&mut schema);
+    complete(&mut schema);
+    schema
+}
+
+/// Puts in what every kind's schema has at its top: the two names, and `metadata` as a plain object that is checked by rules of its own.
+pub(crate) fn complete(schema: &mut Value) {
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
         let top = [
             (
@@ -244,7 +294,6 @@ fn tidy(mut schema: Value) -> Value {
             properties.insert(name.to_owned(), Value::Object(property));
         }
     }
-    schema
 }
 
 #[cfg(test)]
@@ -262,7 +311,7 @@ mod tests {
     #[test]
     fn every_kind_is_described_in_full() {
         let all = resources();
-        assert_eq!(all.len(), 10);
+        assert_eq!(all.len(), 11);
         for resource in &all {
             let name = resource.qualified();
             assert!(!resource.singular.is_empty() && !resource.version.is_empty(), "{name}");
@@ -329,6 +378,7 @@ mod tests {
                 "namespaces/status",
                 "namespaces/finalize",
                 "leases/renew",
+                "customresourcedefinitions/status",
                 "agents/status",
                 "agents/offers",
                 "frameworks/status",

@@ -11,6 +11,7 @@ pub mod auth;
 mod background;
 pub mod body;
 pub mod cluster;
+pub mod custom;
 pub mod discovery;
 pub mod documents;
 pub mod error;

@@ -70,3 +70,12 @@ pub const EVENT_TTL: Duration = Duration::from_secs(3_600);
 pub const EVENT_SWEEP: Duration = Duration::from_secs(60);
 /// Deletions in one transaction of a sweep; half of what a transaction may hold.
 pub const SWEEP_OPS: usize = 64;
+/// Steps that the rules of a kind may take for one object, by an estimate that is never too low for what they read: a list of 200 items may
+/// be held against itself by a rule of a hundred words. At 10 million steps a second, half a second.
+pub const RULE_STEPS: u64 = 5_000_000;
+/// Bytes of text that one rule may make.
+pub const RULE_BYTES: u64 = 64 << 20;
+/// Rules in one place of a schema.
+pub const RULES: usize = 100;
+/// The longest rule.
+pub const RULE_CHARS: usize = 10_000;

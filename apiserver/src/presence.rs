@@ -104,7 +104,7 @@ async fn appear(state: &Arc<State>, instance: &str) -> Result<Option<LeaseId>, A
         ..WriteParams::default()
     };
     let create = Create {
-        kind,
+        kind: &kind,
         namespace: names::NAMESPACE_SYSTEM,
         body: Decoded {
             value: object,

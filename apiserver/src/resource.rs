@@ -33,13 +33,26 @@ pub struct Resource {
     /// The subresources.
     pub subresources: Vec<Subresource>,
     /// The structural OpenAPI v3 schema of a whole object, with descriptions; `metadata` is just an object in it.
-    pub schema: Value,
+    pub schema: Arc<Value>,
     /// The same schema, made ready for checking objects.
     pub compiled: Arc<Schema>,
     /// The columns of a table after the name.
     pub columns: Vec<Column>,
+    /// Where the fields are that `scale` reads and writes, if there is such a subresource.
+    pub scale: Option<ScalePaths>,
     /// Paths of the fields that may be selected by, besides name and namespace, such as `spec.framework`.
     pub selectable: Vec<String>,
+}
+
+/// Where the fields of a `Scale` are in an object, as in `spec.replicas`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    /// How many are wanted.
+    pub wanted: String,
+    /// How many there are.
+    pub present: String,
+    /// The selector of what is counted, as text; may be empty: there is none.
+    pub selector: String,
 }
 
 /// A subresource of a kind.

@@ -12,14 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticate;
 use crate::background;
-use crate::documents::Documents;
 use crate::hub::{self, Hub};
 use crate::keys;
 use crate::logs::LogSource;
 use crate::membership::Membership;
 use crate::newest::Newest;
 use crate::presence;
-use crate::registry::{DEFAULT_NAMESPACES, Registry};
+use crate::registry::{self, DEFAULT_NAMESPACES, Registry};
 use crate::resource::Resource;
 use crate::routes::metrics::Metrics;
 
@@ -55,8 +54,6 @@ pub struct State {
     pub logs: Arc<dyn LogSource>,
     /// What this server is among the machines of the cluster.
     pub membership: Membership,
-    /// What the server says about itself.
-    pub documents: Documents,
     /// What is counted.
     pub metrics: Metrics,
     /// The uid of the cluster, as the header that every answer has. Whoever remembers it notices another cluster behind an address.
@@ -89,8 +86,6 @@ pub enum StartError {
 impl State {
     /// Takes in the store and follows it. Must be called within a tokio runtime, where the background work then runs.
     pub async fn start(config: Config) -> Result<Arc<State>, StartError> {
-        let documents = Documents::new(config.resources.clone());
-        let resources = Arc::new(Registry::new(config.resources));
         if muster_store::backup::is_unfinished(&*config.store).await? {
             return Err(StartError::Unfinished);
         }
@@ -98,7 +93,8 @@ impl State {
         for name in DEFAULT_NAMESPACES {
             make_namespace(&*config.store, &*config.env, name).await?;
         }
-        let hub = Hub::start(&*config.store, resources.hub_kinds()).await?;
+        let hub = Hub::start(&*config.store, registry::hub_kinds(&config.resources)).await?;
+        let resources = Arc::new(Registry::new(&config.resources, &hub));
         let state = Arc::new(State {
             store: config.store,
             hub,
@@ -107,7 +103,6 @@ impl State {
             authenticator: config.authenticator,
             logs: config.logs,
             membership: config.membership,
-            documents,
             metrics: Metrics::new(),
             cluster,
             newest: Newest::default(),

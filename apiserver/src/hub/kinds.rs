@@ -1,8 +1,12 @@
 //! What the hub knows about kinds: where their objects are, and which of their fields are selected by.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use muster_store::{Key, Revision};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::object;
 use crate::error::{ApiError, Result};
@@ -14,12 +18,12 @@ use super::object::Object;
 
 /// The number of a kind in the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KindId(pub(crate) u16);
+pub struct KindId(pub(crate) u32);
 
 impl KindId {
     /// As an index.
     pub fn index(self) -> usize {
-        usize::from(self.0)
+        usize::try_from(self.0).expect("the machine has at least 32 bits")
     }
 }
 
@@ -33,11 +37,10 @@ pub struct HubKind {
     pub prefix: String,
     /// `plural.group`.
     pub qualified: String,
-    /// As in `apiVersion`.
-    pub api_version: String,
-    /// As in `kind`.
-    pub kind: String,
-    pub(super) head: String,
+    /// What the bytes of its objects begin with; `None`: they say themselves what they are.
+    pub(super) head: Option<String>,
+    /// Whether the fields are noted with every object, or read from it when somebody asks.
+    noted: bool,
     pub(super) selectable: Vec<FieldPath>,
     pub(super) indexed: Vec<usize>,
 }
@@ -56,11 +59,42 @@ impl HubKind {
         HubKind {
             prefix: keys::kind_prefix(resource),
             qualified: resource.qualified(),
-            api_version: resource.api_version(),
-            kind: resource.kind.clone(),
-            head: object::head(&resource.api_version(), &resource.kind),
+            head: Some(object::head(&resource.api_version(), &resource.kind)),
+            noted: true,
             selectable,
             indexed,
+        }
+    }
+
+    /// A kind that is defined while the server runs. Nothing of its definition goes into what the hub holds, because that may change
+    /// and the past stays: its fields are read when they are selected by.
+    pub fn custom(resource: &Resource) -> HubKind {
+        HubKind {
+            head: None,
+            noted: false,
+            indexed: Vec::new(),
+            ..HubKind::new(resource)
+        }
+    }
+
+    /// A kind of which nothing is known but where its objects are.
+    fn unknown(prefix: &str) -> HubKind {
+        let names = prefix
+            .strip_prefix(keys::OBJECTS)
+            .unwrap_or(prefix)
+            .trim_end_matches('/');
+        let qualified = match names.split_once('/') {
+            Some(("core", plural)) => plural.to_owned(),
+            Some((group, plural)) => format!("{plural}.{group}"),
+            None => names.to_owned(),
+        };
+        HubKind {
+            prefix: prefix.to_owned(),
+            qualified,
+            head: None,
+            noted: false,
+            selectable: Vec::new(),
+            indexed: Vec::new(),
         }
     }
 
@@ -68,17 +102,78 @@ impl HubKind {
         match path {
             "metadata.name" => Some(Field::Name),
             "metadata.namespace" => Some(Field::Namespace),
-            _ => self
-                .selectable
-                .iter()
-                .position(|field| field.path == path)
-                .map(Field::Selectable),
+            _ => {
+                let index = self.selectable.iter().position(|field| field.path == path)?;
+                Some(if self.noted {
+                    Field::Noted(index)
+                } else {
+                    Field::Read(self.selectable[index].clone())
+                })
+            }
         }
+    }
+
+    /// The fields that are noted with every object.
+    pub(super) fn noted(&self) -> &[FieldPath] {
+        if self.noted { &self.selectable } else { &[] }
+    }
+}
+
+/// The kinds that the hub has objects of, or was asked for. A number is given once.
+#[derive(Debug, Default)]
+pub(super) struct Kinds {
+    known: Vec<Known>,
+    by_prefix: BTreeMap<String, KindId>,
+}
+
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) kind: Arc<HubKind>,
+    /// The revision of the newest change.
+    pub(super) touched: watch::Sender<Revision>,
+}
+
+impl Kinds {
+    pub(super) fn new(kinds: Vec<HubKind>) -> Kinds {
+        let mut all = Kinds::default();
+        for kind in kinds {
+            all.add(kind);
+        }
+        all
+    }
+
+    fn add(&mut self, kind: HubKind) -> KindId {
+        let id = KindId(u32::try_from(self.known.len()).expect("kinds are counted in thousands"));
+        self.by_prefix.insert(kind.prefix.clone(), id);
+        self.known.push(Known {
+            kind: Arc::new(kind),
+            touched: watch::Sender::new(0),
+        });
+        id
+    }
+
+    /// The kind whose keys begin so.
+    pub(super) fn at(&mut self, prefix: &str) -> KindId {
+        let known = self.by_prefix.get(prefix).copied();
+        known.unwrap_or_else(|| self.add(HubKind::unknown(prefix)))
+    }
+
+    /// The kind of the object of that key; `None`: it is of no object.
+    pub(super) fn of(&mut self, key: &Key) -> Option<KindId> {
+        Some(self.at(keys::parts(key.as_str())?.kind))
+    }
+
+    pub(super) fn get(&self, id: KindId) -> &Known {
+        &self.known[id.index()]
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (KindId, &Known)> {
+        (0..).map(KindId).zip(&self.known)
     }
 }
 
 /// The path of a field that is selected by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FieldPath {
     path: String,
     parts: Vec<String>,
@@ -113,11 +208,14 @@ impl FieldPath {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Field {
     Name,
     Namespace,
-    Selectable(usize),
+    /// The field of this number.
+    Noted(usize),
+    /// The field there.
+    Read(FieldPath),
 }
 
 /// Which objects of a kind are wanted: a namespace and selectors, ready to be matched.
@@ -171,7 +269,7 @@ impl Filter {
     /// The indexed field that must have one value, if there is such a requirement.
     pub(super) fn lookup(&self, kind: &HubKind) -> Option<(usize, &str)> {
         self.fields.iter().find_map(|(field, value, equal)| match field {
-            Field::Selectable(index) if *equal && kind.indexed.contains(index) && !value.is_empty() => {
+            Field::Noted(index) if *equal && kind.indexed.contains(index) && !value.is_empty() => {
                 Some((*index, value.as_str()))
             }
             _ => None,
@@ -196,7 +294,8 @@ impl Filter {
             let text = match field {
                 Field::Name => object.name(),
                 Field::Namespace => object.namespace(),
-                Field::Selectable(index) => object.field(*index),
+                Field::Noted(index) => object.field(*index),
+                Field::Read(path) => return (path.text(&object.json()) == value.as_str()) == *equal,
             };
             (text == value) == *equal
         });

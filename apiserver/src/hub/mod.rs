@@ -26,6 +26,7 @@ pub use ring::Event;
 pub use state::{Found, Part};
 
 use crate::limits;
+use kinds::Kinds;
 use ring::{Bounds, Ring};
 use state::HubState;
 
@@ -48,10 +49,8 @@ pub struct Hub {
 }
 
 struct Shared {
-    kinds: Vec<HubKind>,
     state: RwLock<HubState>,
     reached: watch::Sender<Revision>,
-    touched: Vec<watch::Sender<Revision>>,
     /// Somebody waits for a revision that does not come.
     doubt: Notify,
 }
@@ -108,15 +107,12 @@ impl Hub {
             fresh_events: limits::RING_FRESH_EVENTS,
             fresh_bytes: limits::RING_FRESH_BYTES,
         };
-        let mut state = HubState::new(kinds.len(), Ring::new(listing.revision, bounds));
-        state.begin(&kinds, &listing.entries, listing.revision);
-        let touched = kinds.iter().map(|_| watch::Sender::new(listing.revision)).collect();
+        let mut state = HubState::new(Kinds::new(kinds), Ring::new(listing.revision, bounds));
+        state.begin(&listing.entries, listing.revision);
         Ok(Hub {
             shared: Arc::new(Shared {
-                kinds,
                 state: RwLock::new(state),
                 reached: watch::Sender::new(listing.revision),
-                touched,
                 doubt: Notify::new(),
             }),
         })
@@ -170,7 +166,7 @@ impl Hub {
                 Followed::Same
             }
             Ok(WatchEvent::Batch { revision, changes }) if revision == next || !gapless => {
-                let touched = self.write().apply(&self.shared.kinds, revision, &changes);
+                let touched = self.write().apply(revision, &changes);
                 self.announce(revision, &touched);
                 Followed::On
             }
@@ -210,9 +206,7 @@ impl Hub {
         loop {
             match store.list(&Prefix::new(""), Page::default()).await {
                 Ok(listing) if listing.revision >= least => {
-                    let touched = self
-                        .write()
-                        .replace(&self.shared.kinds, &listing.entries, listing.revision);
+                    let touched = self.write().replace(&listing.entries, listing.revision);
                     return self.announce(listing.revision, &touched);
                 }
                 Ok(listing) => tracing::warn!(
@@ -227,13 +221,16 @@ impl Hub {
     }
 
     fn announce(&self, revision: Revision, touched: &BTreeSet<KindId>) {
+        // Whoever waits for the revision finds that the kinds have been touched by it.
+        let state = self.read();
+        for kind in touched {
+            state.kinds.get(*kind).touched.send_replace(revision);
+        }
+        drop(state);
         // A listing or a progress may be of before what is shown already.
         self.shared
             .reached
             .send_modify(|reached| *reached = revision.max(*reached));
-        for kind in touched {
-            self.shared.touched[kind.index()].send_replace(revision);
-        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HubState> {
@@ -265,26 +262,26 @@ impl Hub {
         })
     }
 
-    /// Its kinds.
-    pub fn kinds(&self) -> &[HubKind] {
-        &self.shared.kinds
+    /// The number of the kind whose keys begin so.
+    pub fn number(&self, prefix: &str) -> KindId {
+        self.write().kinds.at(prefix)
     }
 
     /// The numbers of all its kinds.
-    pub fn kind_ids(&self) -> impl Iterator<Item = KindId> + use<> {
-        let count = self.shared.kinds.len();
-        (0..count).map(|index| KindId(u16::try_from(index).expect("there are fewer than 65,536 kinds")))
+    pub fn kind_ids(&self) -> Vec<KindId> {
+        self.read().kinds.iter().map(|(id, _)| id).collect()
     }
 
     /// What it knows of a kind.
-    pub fn kind(&self, id: KindId) -> &HubKind {
-        &self.shared.kinds[id.index()]
+    pub fn kind(&self, id: KindId) -> Arc<HubKind> {
+        self.read().kinds.get(id).kind.clone()
     }
 
     /// The kind of that `plural.group`.
     pub fn find(&self, qualified: &str) -> Option<KindId> {
-        let index = self.shared.kinds.iter().position(|kind| kind.qualified == qualified)?;
-        u16::try_from(index).ok().map(KindId)
+        let state = self.read();
+        let found = state.kinds.iter().find(|(_, known)| known.kind.qualified == qualified);
+        found.map(|(id, _)| id)
     }
 
     /// The object at `key`.
@@ -299,13 +296,13 @@ impl Hub {
 
     /// What is there now.
     pub fn list(&self, kind: KindId, filter: &Filter, part: &Part) -> Found {
-        self.read().list(kind, self.kind(kind), filter, part)
+        self.read().list(kind, filter, part)
     }
 
     /// What was there at `revision`, which it has reached.
     pub fn list_at(&self, kind: KindId, filter: &Filter, part: &Part, revision: Revision) -> Result<Found, Left> {
         let state = self.read();
-        state.list_at(self.kind(kind), filter, part, revision).ok_or(Left {
+        state.list_at(kind, filter, part, revision).ok_or(Left {
             floor: state.ring.floor(),
         })
     }
@@ -313,9 +310,7 @@ impl Hub {
     /// What is there now, of several kinds, and where a watch goes on from there: nothing lies between.
     pub fn list_and_position(&self, kinds: &[KindId], filter: &Filter) -> (Vec<Found>, Position) {
         let state = self.read();
-        let found = kinds
-            .iter()
-            .map(|kind| state.list(*kind, self.kind(*kind), filter, &Part::default()));
+        let found = kinds.iter().map(|kind| state.list(*kind, filter, &Part::default()));
         let position = Position {
             number: state.ring.end(),
             revision: state.revision,
@@ -367,7 +362,7 @@ impl Hub {
 
     /// Changes when events of the kind come.
     pub fn touched(&self, kind: KindId) -> watch::Receiver<Revision> {
-        self.shared.touched[kind.index()].subscribe()
+        self.read().kinds.get(kind).touched.subscribe()
     }
 
     /// Changes with every revision.

@@ -65,17 +65,24 @@ impl Object {
     pub(super) fn new(id: KindId, kind: &HubKind, entry: &Entry) -> Option<Object> {
         let json: Value = serde_json::from_slice(&entry.value).ok()?;
         let metadata = json.get("metadata")?.as_object()?;
-        let value = if entry.value.starts_with(kind.head.as_bytes()) {
+        let head = match &kind.head {
+            Some(head) => Cow::from(head),
+            None => Cow::from(self::head(
+                json.get("apiVersion")?.as_str()?,
+                json.get("kind")?.as_str()?,
+            )),
+        };
+        let value = if entry.value.starts_with(head.as_bytes()) {
             entry.value.clone()
         } else {
-            encode(&kind.api_version, &kind.kind, json.as_object()?)
+            encode_behind(&head, json.as_object()?)
         };
         let labels = metadata.get("labels").and_then(Value::as_object);
         let labels = labels.into_iter().flatten().filter_map(|(key, value)| {
             let value = value.as_str()?;
             Some([Cow::from(key), Cow::from(value)])
         });
-        let fields = kind.selectable.iter().map(|field| field.text(&json));
+        let fields = kind.noted().iter().map(|field| field.text(&json));
         Some(Object {
             key: entry.key.clone(),
             kind: id,
@@ -83,8 +90,8 @@ impl Object {
             created: entry.create_revision,
             value,
             texts: Texts::pack(fields.chain(labels.flatten())),
-            fields: u16::try_from(kind.selectable.len()).expect("a kind has a handful of selectable fields"),
-            splice: u16::try_from(kind.head.len()).expect("the names of a kind are short"),
+            fields: u16::try_from(kind.noted().len()).expect("a kind has a handful of selectable fields"),
+            splice: u16::try_from(head.len()).ok()?,
         })
     }
 
@@ -209,8 +216,11 @@ pub(super) fn head(api_version: &str, kind: &str) -> String {
 
 /// Encodes an object for the store: without resource version, in the order that the hub relies on.
 pub fn encode(api_version: &str, kind: &str, object: impl Borrow<Map<String, Value>>) -> Bytes {
-    let object = object.borrow();
-    let mut out = head(api_version, kind).into_bytes();
+    encode_behind(&head(api_version, kind), object.borrow())
+}
+
+fn encode_behind(head: &str, object: &Map<String, Value>) -> Bytes {
+    let mut out = head.as_bytes().to_vec();
     let metadata = object.get("metadata").and_then(Value::as_object);
     let metadata = metadata.into_iter().flatten();
     for (index, (key, value)) in metadata.filter(|(key, _)| *key != "resourceVersion").enumerate() {

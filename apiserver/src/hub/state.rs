@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use muster_store::{Change, Entry, Key, Revision};
 
-use super::kinds::{Filter, HubKind, KindId};
+use super::kinds::{Filter, HubKind, KindId, Kinds};
 use super::object::Object;
 use super::ring::{Event, Number, Ring, Slot};
 use crate::keys;
@@ -45,7 +45,8 @@ struct Held {
 pub(super) struct HubState {
     objects: BTreeMap<Key, Held>,
     index: BTreeMap<(KindId, usize, Box<str>), BTreeSet<Key>>,
-    counts: Vec<usize>,
+    pub(super) kinds: Kinds,
+    counts: BTreeMap<KindId, usize>,
     pub(super) ring: Ring,
     /// Lists of the past are exact from here on.
     exact_from: Revision,
@@ -53,11 +54,12 @@ pub(super) struct HubState {
 }
 
 impl HubState {
-    pub(super) fn new(kinds: usize, ring: Ring) -> HubState {
+    pub(super) fn new(kinds: Kinds, ring: Ring) -> HubState {
         HubState {
             objects: BTreeMap::new(),
             index: BTreeMap::new(),
-            counts: vec![0; kinds],
+            kinds,
+            counts: BTreeMap::new(),
             ring,
             exact_from: 0,
             revision: 0,
@@ -74,12 +76,12 @@ impl HubState {
     }
 
     pub(super) fn count(&self, kind: KindId) -> usize {
-        self.counts[kind.index()]
+        self.counts.get(&kind).copied().unwrap_or(0)
     }
 
     /// Everything as of `revision`, as the store listed it, in place of what was there. Differences become events of that one
     /// revision; returns the kinds they touch.
-    pub(super) fn replace(&mut self, kinds: &[HubKind], entries: &[Entry], revision: Revision) -> BTreeSet<KindId> {
+    pub(super) fn replace(&mut self, entries: &[Entry], revision: Revision) -> BTreeSet<KindId> {
         let mut changes: Vec<Change> = entries
             .iter()
             .filter(|entry| self.get(entry.key.as_str()).map(|object| object.revision) != Some(entry.mod_revision))
@@ -97,25 +99,25 @@ impl HubState {
         // Versions rise on every watch, deletions last: they carry the revision of the listing.
         changes.sort_by_key(|change| change.current.as_ref().map_or(revision, |entry| entry.mod_revision));
         self.exact_from = revision;
-        self.apply(kinds, revision, &changes)
+        self.apply(revision, &changes)
     }
 
     /// Begins with what the store listed; there is no past.
-    pub(super) fn begin(&mut self, kinds: &[HubKind], entries: &[Entry], revision: Revision) {
-        self.replace(kinds, entries, revision);
+    pub(super) fn begin(&mut self, entries: &[Entry], revision: Revision) {
+        self.replace(entries, revision);
         self.ring.clear(revision);
     }
 
     /// All changes of one revision; returns the kinds they touch.
-    pub(super) fn apply(&mut self, kinds: &[HubKind], revision: Revision, changes: &[Change]) -> BTreeSet<KindId> {
+    pub(super) fn apply(&mut self, revision: Revision, changes: &[Change]) -> BTreeSet<KindId> {
         let mut touched = BTreeSet::new();
         for change in changes {
-            let Some(id) = kind_of(kinds, &change.key) else {
+            let Some(id) = self.kinds.of(&change.key) else {
                 continue;
             };
-            let kind = &kinds[id.index()];
+            let kind = self.kinds.get(id).kind.clone();
             let current = change.current.as_ref().and_then(|entry| {
-                let object = Object::new(id, kind, entry);
+                let object = Object::new(id, &kind, entry);
                 if object.is_none() {
                     tracing::error!(key = %change.key, "what the store holds here is no object");
                 }
@@ -126,7 +128,7 @@ impl HubState {
                 continue;
             }
             let (before, last) = held.map(|held| (held.object.clone(), held.event)).unzip();
-            self.reindex(id, kind, before.as_deref(), current.as_deref());
+            self.reindex(id, &kind, before.as_deref(), current.as_deref());
             touched.insert(id);
             let event = Event {
                 revision,
@@ -145,8 +147,9 @@ impl HubState {
     }
 
     fn reindex(&mut self, id: KindId, kind: &HubKind, before: Option<&Object>, current: Option<&Object>) {
-        self.counts[id.index()] += usize::from(current.is_some());
-        self.counts[id.index()] -= usize::from(before.is_some());
+        let count = self.counts.entry(id).or_default();
+        *count += usize::from(current.is_some());
+        *count -= usize::from(before.is_some());
         for field in &kind.indexed {
             let old = before
                 .map(|object| object.field(*field))
@@ -174,7 +177,8 @@ impl HubState {
     }
 
     /// What is there now.
-    pub(super) fn list(&self, id: KindId, kind: &HubKind, filter: &Filter, part: &Part) -> Found {
+    pub(super) fn list(&self, id: KindId, filter: &Filter, part: &Part) -> Found {
+        let kind = &*self.kinds.get(id).kind;
         let prefix = prefix(kind, filter);
         let start = part.after.as_ref().map(Key::as_str);
         let behind = |key: &str| start.is_none_or(|start| key > start);
@@ -208,11 +212,11 @@ impl HubState {
     }
 
     /// What was there at `revision`; `None`: not known any more.
-    pub(super) fn list_at(&self, kind: &HubKind, filter: &Filter, part: &Part, revision: Revision) -> Option<Found> {
+    pub(super) fn list_at(&self, id: KindId, filter: &Filter, part: &Part, revision: Revision) -> Option<Found> {
         if revision < self.exact_from {
             return None;
         }
-        let prefix = prefix(kind, filter);
+        let prefix = prefix(&self.kinds.get(id).kind, filter);
         let start = part.after.as_ref().map(Key::as_str);
         let wanted = |key: &str| key.starts_with(&prefix) && start.is_none_or(|start| key > start);
         let later = self.ring.from(self.ring.after(revision)?)?;
@@ -258,10 +262,4 @@ fn page(wanted: impl Iterator<Item = Arc<Object>>, filter: &Filter, part: &Part,
         revision,
         more,
     }
-}
-
-fn kind_of(kinds: &[HubKind], key: &Key) -> Option<KindId> {
-    let parts = keys::parts(key.as_str())?;
-    let index = kinds.iter().position(|kind| kind.prefix == parts.kind)?;
-    u16::try_from(index).ok().map(KindId)
 }

@@ -1,6 +1,9 @@
 //! The Kubernetes kinds around ours, and what their types do not say about them.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
+use serde_json::json;
 
 use super::{VERBS, compile, extend, merge_by, schema_of, tidy};
 use crate::resource::{Column, Resource, Subresource};
@@ -50,6 +53,21 @@ pub(super) const LEASE: Core = Core {
     status: false,
     renew: true,
     columns: &[("Holder", "string", ".spec.holderIdentity", 0), AGE],
+    selectable: &[],
+};
+
+pub(super) const DEFINITION: Core = Core {
+    plural: "customresourcedefinitions",
+    singular: "customresourcedefinition",
+    short_names: &["crd", "crds"],
+    namespaced: false,
+    status: true,
+    renew: false,
+    columns: &[
+        ("Created At", "string", ".metadata.creationTimestamp", 0),
+        ("Group", "string", ".spec.group", 1),
+        ("Age", "date", ".metadata.creationTimestamp", 1),
+    ],
     selectable: &[],
 };
 
@@ -152,6 +170,9 @@ pub(super) fn call(name: &'static str, (group, version, kind): (&str, &str, &str
     }
 }
 
+/// A schema has schemas in it, which no schema without references can say; what is in one is checked by the kind's own rules.
+const OPEN: [&str; 1] = ["/properties/spec/properties/versions/items/properties/schema/properties/openAPIV3Schema"];
+
 /// A kind of Kubernetes', as `k8s-openapi` describes it.
 pub(super) fn of<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource {
     let own = || (K::GROUP.to_owned(), K::VERSION.to_owned(), K::KIND.to_owned());
@@ -171,6 +192,15 @@ pub(super) fn of<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource
         });
     }
     let mut schema = tidy(schema_of::<K>());
+    for place in OPEN {
+        if let Some(place) = schema.pointer_mut(place) {
+            *place = json!({
+                "type": "object",
+                "description": place["description"],
+                "x-kubernetes-preserve-unknown-fields": true,
+            });
+        }
+    }
     let conditions = schema.pointer_mut("/properties/status/properties/conditions");
     if let Some(conditions) = conditions {
         extend(conditions, merge_by("type"));
@@ -187,7 +217,8 @@ pub(super) fn of<K: k8s_openapi::Resource + JsonSchema>(about: Core) -> Resource
         verbs: VERBS.to_vec(),
         subresources,
         compiled: compile(&schema),
-        schema,
+        schema: Arc::new(schema),
+        scale: None,
         columns: about
             .columns
             .iter()

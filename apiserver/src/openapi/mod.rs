@@ -111,6 +111,7 @@ mod tests {
             names,
             [
                 "api/v1",
+                "apis/apiextensions.k8s.io/v1",
                 "apis/coordination.k8s.io/v1",
                 "apis/events.k8s.io/v1",
                 "apis/muster.dev/v1"

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::autoscaling::v1::Scale;
 use muster_api::wire;
 use serde_json::{Value, json};
 
@@ -16,7 +17,10 @@ pub(super) const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntO
 pub(super) fn name(group: &str, version: &str, kind: &str) -> String {
     let package = match group {
         "" => "io.k8s.api.core".to_owned(),
-        group => match group.strip_suffix(".k8s.io") {
+        group => match group
+            .strip_suffix(".k8s.io")
+            .or((!group.contains('.')).then_some(group))
+        {
             Some(own) => format!("io.k8s.api.{own}"),
             None => group.rsplit('.').collect::<Vec<_>>().join("."),
         },
@@ -138,7 +142,7 @@ pub(super) fn of(resource: &Resource) -> BTreeMap<String, Value> {
     let (group, version, kind) = (&resource.group, &resource.version, &resource.kind);
     let tag = |kind: &str| json!([{"group": group, "version": version, "kind": kind}]);
     let one = name(group, version, kind);
-    let mut object = resource.schema.clone();
+    let mut object = (*resource.schema).clone();
     object["properties"]["metadata"] = described(&meta("ObjectMeta"), &resource.schema["properties"]["metadata"]);
     name_mixed(&mut object);
     object["x-kubernetes-group-version-kind"] = tag(kind);
@@ -168,6 +172,13 @@ pub(super) fn of(resource: &Resource) -> BTreeMap<String, Value> {
             ],
             _ => Vec::new(),
         };
+        if subresource.name == "scale" {
+            let (group, version, kind) = &subresource.response;
+            let mut scale = kinds::schema_of::<Scale>();
+            scale["properties"]["metadata"] = described(&meta("ObjectMeta"), &scale["properties"]["metadata"]);
+            scale["x-kubernetes-group-version-kind"] = json!([{"group": group, "version": version, "kind": kind}]);
+            all.insert(name(group, version, kind), scale);
+        }
         all.extend(
             calls
                 .into_iter()

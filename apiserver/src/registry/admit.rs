@@ -29,9 +29,16 @@ pub(crate) struct Admission<'a> {
 
 impl Admission<'_> {
     /// Fills in defaults, takes out unknown fields, and refuses what the schema does not allow. Returns the warnings.
-    pub(crate) fn shape(&self, object: &mut Value, duplicates: &[String]) -> Result<Vec<String>> {
+    ///
+    /// `old` is what is changed. A schema that is defined by an object may have become stricter since: what was wrong before may stay.
+    pub(crate) fn shape(&self, object: &mut Value, duplicates: &[String], old: Option<&Value>) -> Result<Vec<String>> {
         let resource = &self.kind.resource;
-        let outcome = schema::check(resource, object);
+        let mut outcome = schema::check(resource, object);
+        if let Some(old) = old.filter(|_| self.kind.definition.is_some()) {
+            outcome
+                .violations
+                .retain(|violation| !schema::is_inherited(violation, object, old));
+        }
         let mut problems: Vec<String> = duplicates
             .iter()
             .map(|path| format!("duplicate field \"{path}\""))
@@ -84,6 +91,9 @@ impl Admission<'_> {
         }
         if let Some(old) = old {
             violations.extend(strategy.validate_update(object, old));
+        }
+        if violations.is_empty() {
+            violations = self.kind.resource.compiled.judge(object, old);
         }
         if violations.is_empty() {
             return Ok(());

@@ -17,6 +17,8 @@ pub enum Guard {
     Namespace,
     /// Another object is what was read.
     Other(String),
+    /// The kind is defined as it was.
+    Definition,
     /// The agent has neither given anything out nor got anything back.
     Ledger,
 }
@@ -63,6 +65,14 @@ impl GuardedTxn {
     pub fn touch(&mut self, agent: &str) {
         // The content does not matter; the revision of the write does.
         self.write(Op::put(crate::keys::ledger(agent), &b"{}"[..]));
+    }
+
+    /// Nobody has taken or given back the name of a kind in this group since `revision`; and now somebody does.
+    pub(super) fn claim_names(&mut self, group: &str, revision: Revision) {
+        let key = crate::keys::names(group);
+        let guard = Guard::Other(key.to_string());
+        self.compare(Compare::not_modified_after(key.clone(), revision), guard);
+        self.write(Op::put(key, &b"{}"[..]));
     }
 
     /// The transaction itself.
@@ -114,11 +124,15 @@ impl State {
         let newest = self.store.revision().await?;
         let reached = self.hub.reach(newest, limits::READ_WAIT).await;
         reached.map_err(|error| ApiError::unavailable(error.to_string()))?;
+        if failed.contains(&Guard::Definition) {
+            let message = "the definition of the kind has changed while the object was written; nothing was; try again";
+            return Err(ApiError::too_many_requests(message, 1));
+        }
         Ok(Outcome::Lost(failed))
     }
 
     /// Whether a transaction that the store did not acknowledge has happened: every object that it puts is there as it was put
-    /// (unique by uid or by what changed), every key that it deletes is gone. Ledgers say nothing, their content is always the same.
+    /// (unique by uid or by what changed), every key that it deletes is gone. Ledgers and the like say nothing, their content is always the same.
     async fn landed(&self, txn: &Txn) -> std::result::Result<Option<Revision>, muster_store::Error> {
         let mut revision = None;
         for op in txn.ops.iter().filter(|op| !crate::keys::is_ledger(op.key())) {

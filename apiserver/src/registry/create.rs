@@ -47,8 +47,7 @@ impl Create<'_> {
         if kind.resource.has_status() {
             object.as_object_mut().and_then(|object| object.remove("status"));
         }
-        let counted = kind.resource.has_status() && kind.strategy.counts_generations();
-        metadata::begin(&mut object, &*context.state.env, counted)?;
+        metadata::begin(&mut object, &*context.state.env, kind.counts_generations())?;
         let generated = metadata::generate_name(&mut object, &*context.state.env);
         let note = Note::new(context, kind, self.params, false);
         let applied = if self.applied {
@@ -60,7 +59,7 @@ impl Create<'_> {
         } else {
             None
         };
-        let warnings = self.admission().shape(&mut object, &self.body.duplicates)?;
+        let warnings = self.admission().shape(&mut object, &self.body.duplicates, None)?;
         let owners = applied.unwrap_or_else(|| note.created(&object));
         let mut object = kind.store(object);
         kind.strategy.prepare_create(context, &mut object)?;
@@ -140,6 +139,7 @@ impl Create<'_> {
         if let Some(fence) = context.fence {
             fence.guard(&mut txn);
         }
+        kind.strategy.guard(context, &mut txn, None, Some(object))?;
         if let Some(agent) = kind.strategy.touches(None, Some(object)) {
             txn.touch(&agent);
         }

@@ -68,6 +68,7 @@ impl Kind {
         let unchanged = held && object == old;
         if !unchanged {
             let new = held.then_some(&object);
+            self.strategy.guard(context, &mut txn, Some(&old), new)?;
             if let Some(agent) = self.strategy.touches(Some(&old), new) {
                 txn.touch(&agent);
             }

@@ -3,12 +3,15 @@
 //! A kind is a [`Resource`] (schema, names, columns) and a [`Strategy`] (a page of code with what is special about it).
 //! Objects are handled as JSON values, so that what somebody wrote stays as it was written; typed forms are read from them
 //! for validation only. Two resources may be two views of one store: they share objects and differ in how they show them.
+//! Kinds that are defined by objects ([`crate::custom`]) are kinds like any other here; their strategy is `custom`.
 
 mod admit;
 mod agent;
 mod commit;
 mod config_map;
 mod create;
+mod custom;
+mod definition;
 mod delete;
 mod event;
 pub mod fence;
@@ -27,9 +30,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_api::Timestamp;
+use muster_api::names::{GROUP, VERSION};
+use muster_store::Revision;
 use serde_json::Value;
 
 use crate::auth::User;
+use crate::custom::{Catalog, Definition};
+use crate::documents::Documents;
 use crate::hub::{Hub, HubKind, KindId};
 use crate::resource::Resource;
 use crate::state::State;
@@ -39,6 +46,7 @@ use fence::Fence;
 pub use commit::{Guard, GuardedTxn, Outcome};
 pub use create::Create;
 pub(crate) use create::guard_namespace;
+pub(crate) use custom::strategy as custom_strategy;
 pub(crate) use event::last_seen;
 pub use namespace::DEFAULTS as DEFAULT_NAMESPACES;
 pub(crate) use namespace::finalize;
@@ -56,6 +64,8 @@ pub enum View {
     Stored,
     /// An Event of core/v1 as one of events.k8s.io/v1.
     EventsV1,
+    /// As another version of a custom kind than the one that is stored.
+    Version,
 }
 
 /// A resource that is served.
@@ -66,6 +76,12 @@ pub struct Kind {
     pub stored: Arc<Resource>,
     /// Its number in the hub.
     pub id: KindId,
+    /// What the hub has to know to select its objects.
+    pub hub: Arc<HubKind>,
+    /// What defines it, if that is an object.
+    pub definition: Option<Arc<Definition>>,
+    /// Whether it can be asked for. A version of a custom kind may be stored only.
+    pub served: bool,
     /// How it shows what is stored.
     pub view: View,
     /// What is special about it.
@@ -79,113 +95,139 @@ pub struct Kind {
 impl Kind {
     /// The stored form as clients see it.
     pub fn show(&self, stored: Value) -> Value {
-        match self.view {
-            View::Stored => stored,
-            View::EventsV1 => event::from_core(stored),
+        match (&self.definition, self.view) {
+            (Some(_), _) => custom::show(&self.resource, stored),
+            (None, View::EventsV1) => event::from_core(stored),
+            (None, _) => stored,
         }
     }
 
     /// What clients send as it is stored.
     pub fn store(&self, shown: Value) -> Value {
-        match self.view {
-            View::Stored => shown,
-            View::EventsV1 => event::to_core(shown),
+        match (&self.definition, self.view) {
+            (Some(_), _) => custom::store(&self.stored, shown),
+            (None, View::EventsV1) => event::to_core(shown),
+            (None, _) => shown,
         }
     }
 
     /// The field of the stored form that a field selector means.
     pub fn stored_field(&self, path: &str) -> String {
         match self.view {
-            View::Stored => path.to_owned(),
+            View::Stored | View::Version => path.to_owned(),
             View::EventsV1 => event::core_field(path),
         }
     }
+
+    /// Whether an object that was written at `revision` is shown as it is stored. Of a custom kind, those are that were written since its
+    /// definition was: every write compares it, so they have the shape that it asks for.
+    pub fn is_verbatim(&self, revision: Revision) -> bool {
+        self.view == View::Stored
+            && self
+                .definition
+                .as_ref()
+                .is_none_or(|definition| definition.alike && definition.revision < revision)
+    }
+
+    /// Whether `metadata.generation` counts changes.
+    pub(crate) fn counts_generations(&self) -> bool {
+        self.strategy.counts_generations() && (self.resource.has_status() || self.definition.is_some())
+    }
 }
 
-/// Every resource that is served.
+/// Every resource that is served: the kinds that the server is built with, and those that are defined at the moment.
 pub struct Registry {
-    kinds: Vec<Arc<Kind>>,
+    built_in: Vec<Arc<Kind>>,
     by_path: BTreeMap<(String, String, String), usize>,
-    hub_kinds: Vec<HubKind>,
+    catalog: Catalog,
+}
+
+/// The resource that a resource's objects are stored as, and how it shows them.
+fn stored_as(resource: &Resource, all: &[Resource]) -> (Resource, View) {
+    let core = |known: &&Resource| known.group.is_empty() && known.plural == "events";
+    match all.iter().find(core) {
+        Some(core) if resource.qualified() == "events.events.k8s.io" => (core.clone(), View::EventsV1),
+        _ => (resource.clone(), View::Stored),
+    }
+}
+
+/// What the hub needs to know of these.
+pub fn hub_kinds(resources: &[Resource]) -> Vec<HubKind> {
+    let stored = resources.iter().map(|resource| stored_as(resource, resources));
+    let stored = stored.filter(|(_, view)| *view == View::Stored);
+    stored.map(|(resource, _)| HubKind::new(&resource)).collect()
 }
 
 impl Registry {
-    /// Finds a strategy for each resource.
-    pub fn new(resources: Vec<Resource>) -> Registry {
-        let (mut kinds, mut by_path, mut hub_kinds) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let core_events = resources
-            .iter()
-            .find(|resource| resource.group.is_empty() && resource.plural == "events")
-            .cloned();
+    /// Finds a strategy for each resource. `hub` knows them as [`hub_kinds`].
+    pub fn new(resources: &[Resource], hub: &Hub) -> Registry {
+        let (mut built_in, mut by_path) = (Vec::new(), BTreeMap::new());
         let metadata = crate::kinds::metadata_schema();
         for resource in resources {
-            let (stored, view) = match &core_events {
-                Some(core) if resource.qualified() == "events.events.k8s.io" => (core.clone(), View::EventsV1),
-                _ => (resource.clone(), View::Stored),
-            };
-            let hub_kind = HubKind::new(&stored);
-            let known = hub_kinds
-                .iter()
-                .position(|known: &HubKind| known.prefix == hub_kind.prefix);
-            let index = known.unwrap_or_else(|| {
-                hub_kinds.push(hub_kind);
-                hub_kinds.len() - 1
-            });
+            let (stored, view) = stored_as(resource, resources);
             let path = (
                 resource.group.clone(),
                 resource.version.clone(),
                 resource.plural.clone(),
             );
-            by_path.insert(path, kinds.len());
-            kinds.push(Arc::new(Kind {
-                strategy: strategy::of(&resource),
-                printer: Printer::new(&resource),
+            by_path.insert(path, built_in.len());
+            let id = hub.number(&crate::keys::kind_prefix(&stored));
+            built_in.push(Arc::new(Kind {
+                strategy: strategy::of(resource),
+                printer: Printer::new(resource),
                 fields: muster_apply::Schema::new(&resource.schema, &metadata),
-                resource,
+                resource: resource.clone(),
                 stored: Arc::new(stored),
-                id: KindId(u16::try_from(index).expect("there are fewer than 65,536 kinds")),
+                hub: hub.kind(id),
+                id,
                 view,
+                definition: None,
+                served: true,
             }));
         }
         Registry {
-            kinds,
+            catalog: Catalog::new(hub.clone(), built_in.clone()),
+            built_in,
             by_path,
-            hub_kinds,
         }
     }
 
-    /// Every resource, in the order of discovery.
-    pub fn resources(&self) -> impl Iterator<Item = &Resource> {
-        self.kinds.iter().map(|kind| &kind.resource)
+    /// Every kind, views and other versions included.
+    pub fn kinds(&self) -> Vec<Arc<Kind>> {
+        self.catalog.served().kinds.clone()
     }
 
-    /// Every kind, views included.
-    pub fn kinds(&self) -> &[Arc<Kind>] {
-        &self.kinds
+    /// The kinds that the server is built with.
+    pub fn built_in(&self) -> &[Arc<Kind>] {
+        &self.built_in
     }
 
-    /// What the hub needs to know.
-    pub fn hub_kinds(&self) -> Vec<HubKind> {
-        self.hub_kinds.clone()
+    /// What the server says about itself.
+    pub fn documents(&self) -> Arc<Documents> {
+        self.catalog.served().documents.clone()
     }
 
     /// The resource at a path.
-    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
         let path = (group.to_owned(), version.to_owned(), plural.to_owned());
-        self.by_path.get(&path).map(|index| &self.kinds[*index])
+        match self.by_path.get(&path) {
+            Some(index) => Some(self.built_in[*index].clone()),
+            None => self.catalog.served().by_path.get(&path).cloned(),
+        }
     }
 
     /// The kind stored as `plural.group`.
-    pub fn stored(&self, qualified: &str) -> Option<&Arc<Kind>> {
-        self.kinds
-            .iter()
-            .find(|kind| kind.view == View::Stored && kind.resource.qualified() == qualified)
+    pub fn stored(&self, qualified: &str) -> Option<Arc<Kind>> {
+        let is_it = |kind: &&Arc<Kind>| kind.view == View::Stored && kind.resource.qualified() == qualified;
+        let built_in = self.built_in.iter().find(is_it).cloned();
+        built_in.or_else(|| self.catalog.served().kinds.iter().find(is_it).cloned())
     }
 
     /// The kind of Muster's own of that plural.
     pub fn muster(&self, plural: &str) -> &Arc<Kind> {
-        self.find(muster_api::names::GROUP, muster_api::names::VERSION, plural)
-            .expect("the kinds of Muster are registered")
+        let path = (GROUP.to_owned(), VERSION.to_owned(), plural.to_owned());
+        let index = self.by_path.get(&path);
+        &self.built_in[*index.expect("the kinds of Muster are registered")]
     }
 }
 

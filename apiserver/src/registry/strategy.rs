@@ -7,7 +7,9 @@ use muster_api::names;
 use muster_api::validation::Violation;
 use serde_json::Value;
 
-use super::{Context, agent, config_map, event, framework, lease, namespace, offer, quota, task};
+use super::{
+    Context, GuardedTxn, agent, config_map, definition, event, framework, lease, namespace, offer, quota, task,
+};
 use crate::error::Result;
 use crate::resource::Resource;
 
@@ -89,6 +91,17 @@ pub trait Strategy: Send + Sync + 'static {
         None
     }
 
+    /// Adds to the transaction what has to hold for this write of this kind, besides what has to for every write.
+    fn guard(
+        &self,
+        _context: &Context<'_>,
+        _txn: &mut GuardedTxn,
+        _old: Option<&Value>,
+        _new: Option<&Value>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
     /// The lease that the writer has to hold (and what it wants to write, in words).
     fn fence(&self, _context: &Context<'_>, _old: &Value, _status: bool) -> Option<(&'static str, String)> {
         None
@@ -111,6 +124,7 @@ pub(super) fn of(resource: &Resource) -> Arc<dyn Strategy> {
         "namespaces" => Arc::new(namespace::Namespaces),
         "configmaps" => Arc::new(config_map::ConfigMaps),
         "events" | "events.events.k8s.io" => Arc::new(event::Events),
+        "customresourcedefinitions.apiextensions.k8s.io" => Arc::new(definition::Definitions),
         "leases.coordination.k8s.io" => Arc::new(lease::Leases),
         _ => Arc::new(Ordinary),
     }

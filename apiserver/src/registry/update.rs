@@ -99,6 +99,7 @@ impl Update<'_> {
         owners::put(&mut object, if unchanged { owners_before } else { owners });
         if !unchanged {
             let new = (!deleted).then_some(&object);
+            kind.strategy.guard(context, &mut txn, Some(&old), new)?;
             if let Some(agent) = kind.strategy.touches(Some(&old), new) {
                 txn.touch(&agent);
             }
@@ -187,7 +188,7 @@ impl Update<'_> {
             metadata::carry_over(kind, &mut object, old)?;
             object = changed;
         }
-        let warnings = self.admission().shape(&mut object, duplicates)?;
+        let warnings = self.admission().shape(&mut object, duplicates, Some(&shown))?;
         metadata::carry_over(kind, &mut object, old)?;
         let owners = applied.unwrap_or_else(|| note.changed(owners, &sent, &shown, &object));
         let mut object = kind.store(object);
@@ -195,7 +196,7 @@ impl Update<'_> {
             kind.strategy.prepare_status(context, &mut object, old)?;
         } else {
             kind.strategy.prepare_update(context, &mut object, old)?;
-            if has_status && kind.strategy.counts_generations() && differs(&object, old) {
+            if kind.counts_generations() && differs(&object, old, has_status) {
                 let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
                 object["metadata"]["generation"] = json!(generation);
             }
@@ -262,12 +263,14 @@ fn overwrite(object: &mut Value, from: &Value, field: &str) {
     }
 }
 
-/// Whether anything but metadata and status is different.
-fn differs(object: &Value, old: &Value) -> bool {
+/// Whether anything but metadata, and status if that is a part of its own, is different.
+fn differs(object: &Value, old: &Value, has_status: bool) -> bool {
     let rest = |object: &Value| {
         let mut object = object.as_object().cloned().unwrap_or_default();
         object.remove("metadata");
-        object.remove("status");
+        if has_status {
+            object.remove("status");
+        }
         object
     };
     rest(object) != rest(old)

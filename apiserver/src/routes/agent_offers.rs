@@ -280,7 +280,7 @@ impl Writing<'_> {
         let over = over.chain(["Declined".to_owned()]);
         let over: String = over.map(|phase| format!(",status.phase!={phase}")).collect();
         let fields = FieldSelector::parse(&format!("{field}={}{over}", self.agent))?;
-        let filter = Filter::new(state.hub.kind(kind.id), None, LabelSelector::default(), &fields)?;
+        let filter = Filter::new(&kind.hub, None, LabelSelector::default(), &fields)?;
         let found = state.hub.list(kind.id, &filter, &Part::default());
         let wanted = found.objects.iter().filter(|object| !but.contains(&object.key));
         wanted

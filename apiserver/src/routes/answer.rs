@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::error::Result;
 use crate::hub::Object;
 use crate::negotiate::{self, Form};
-use crate::registry::{Kind, View, Written};
+use crate::registry::{Kind, Written};
 use crate::table::{Include, Look};
 
 use super::Call;
@@ -48,14 +48,14 @@ impl Renderer {
         }
     }
 
-    /// Whether stored bytes are what the client wants.
-    pub(crate) fn is_verbatim(&self) -> bool {
-        self.form == Form::Full && self.kind.view == View::Stored
+    /// Whether the object's bytes are what the client wants.
+    pub(crate) fn is_verbatim(&self, object: &Object) -> bool {
+        self.form == Form::Full && self.kind.is_verbatim(object.revision)
     }
 
     /// Appends an object of the hub, as an item of a list (`item`) or on its own.
     pub(crate) fn object(&self, object: &Object, revision: Revision, item: bool, out: &mut Vec<u8>) {
-        if self.is_verbatim() {
+        if self.is_verbatim(object) {
             object.write_at(revision, out);
         } else {
             let value = self.kind.show(object.json_at(revision));

@@ -15,7 +15,7 @@ use crate::registry::fence::Fence;
 /// `POST …/leases/NAME/renew`.
 pub(super) async fn renew(call: Call, target: Target) -> Result<Response> {
     let kind = call.state.resources.stored("leases.coordination.k8s.io");
-    let kind = kind.cloned().ok_or_else(ApiError::unknown_path)?;
+    let kind = kind.ok_or_else(ApiError::unknown_path)?;
     let renderer = Renderer::new(&call, &kind)?;
     let path = format!("{}/{}", target.namespace, target.name);
     let fence = Fence::of(call.headers(), &call.user)?;

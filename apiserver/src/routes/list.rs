@@ -60,7 +60,7 @@ pub(super) fn filter(call: &Call, kind: &Kind, target: &Target) -> Result<Filter
         requirement.field = kind.stored_field(&requirement.field);
     }
     let namespace = (!target.namespace.is_empty()).then_some(target.namespace.as_str());
-    Filter::new(call.state.hub.kind(kind.id), namespace, labels, &fields)
+    Filter::new(&kind.hub, namespace, labels, &fields)
 }
 
 /// Answers a list.
@@ -69,12 +69,11 @@ pub(super) async fn serve(call: Call, kind: Arc<Kind>, target: Target) -> Result
     let renderer = Renderer::new(&call, &kind)?;
     let params = ListParams::new(&call.query)?;
     let filter = filter(&call, &kind, &target)?;
-    let hub_kind = call.state.hub.kind(kind.id);
-    let found = find(&call, &kind, hub_kind, &filter, &params).await?;
+    let found = find(&call, &kind, &filter, &params).await?;
     let mut metadata = json!({"resourceVersion": found.revision.to_string()});
     if let (Some(more), Some(last)) = (found.more, found.objects.last()) {
         let revision = i64::try_from(found.revision).unwrap_or(i64::MAX);
-        metadata["continue"] = json!(Token::encode(revision, start_of(hub_kind, last)));
+        metadata["continue"] = json!(Token::encode(revision, start_of(&kind.hub, last)));
         if !filter.is_selective() {
             metadata["remainingItemCount"] = json!(more);
         }
@@ -88,7 +87,7 @@ fn start_of<'a>(kind: &HubKind, object: &'a Object) -> &'a str {
     object.key.as_str().strip_prefix(&kind.prefix).unwrap_or_default()
 }
 
-async fn find(call: &Call, kind: &Kind, hub_kind: &HubKind, filter: &Filter, params: &ListParams) -> Result<Found> {
+async fn find(call: &Call, kind: &Kind, filter: &Filter, params: &ListParams) -> Result<Found> {
     let hub = &call.state.hub;
     let mut part = Part {
         after: None,
@@ -96,7 +95,7 @@ async fn find(call: &Call, kind: &Kind, hub_kind: &HubKind, filter: &Filter, par
     };
     if let Some(token) = &params.token {
         let token = Token::decode(token)?;
-        part.after = Some(Key::new(format!("{}{}", hub_kind.prefix, token.start)));
+        part.after = Some(Key::new(format!("{}{}", kind.hub.prefix, token.start)));
         let Ok(revision) = u64::try_from(token.rv) else {
             catch_up(call).await?;
             return Ok(hub.list(kind.id, filter, &part));

@@ -15,6 +15,7 @@ mod ordered_watch;
 mod path;
 mod plan;
 mod resource;
+mod scale;
 pub(crate) mod tokens;
 mod watch;
 
@@ -31,6 +32,7 @@ use muster_api::names;
 use crate::auth::{self, Attributes, User};
 use crate::error::{ApiError, Result};
 use crate::params::Query;
+use crate::registry::Kind;
 use crate::revoked;
 use crate::state::State;
 use crate::tls::Peer;
@@ -130,13 +132,29 @@ async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body) -> R
         body: Mutex::new(body),
     };
     match path {
-        Path::Object(target) => match state.resources.find(&target.group, &target.version, &target.plural) {
-            Some(kind) => resource::handle(call, kind.clone(), target).await,
-            None if call.user.is_anonymous() => Err(ApiError::unauthorized()),
-            None => Err(ApiError::unknown_path()),
-        },
+        Path::Object(target) => {
+            let kind = find(&call, &target).await?;
+            resource::handle(call, kind, target).await
+        }
         Path::Other(path) => other(call, &path).await,
     }
+}
+
+/// The kind that is asked for. One that is not known may have been defined a moment ago, by way of another server.
+async fn find(call: &Call, target: &Target) -> Result<Arc<Kind>> {
+    let find = || {
+        call.state
+            .resources
+            .find(&target.group, &target.version, &target.plural)
+    };
+    if let Some(kind) = find() {
+        return Ok(kind);
+    }
+    if call.user.is_anonymous() {
+        return Err(ApiError::unauthorized());
+    }
+    resource::catch_up(call).await?;
+    find().ok_or_else(ApiError::unknown_path)
 }
 
 /// Paths that are not about objects.
@@ -178,7 +196,10 @@ async fn other(call: Call, path: &str) -> Result<Response> {
     {
         return tokens::delete(call, id).await;
     }
-    let document = state.documents.answer(&method, &call.parts.uri, call.headers());
+    let document = state
+        .resources
+        .documents()
+        .answer(&method, &call.parts.uri, call.headers());
     document.ok_or_else(|| match path {
         "/livez"
         | "/readyz"

@@ -22,6 +22,7 @@ use super::{Call, resource};
 use crate::error::{ApiError, Result};
 use crate::hub::{Event, Filter, KindId, Object, Position};
 use crate::limits;
+use crate::registry::View;
 use crate::state::State;
 
 /// Answers the ordered watch.
@@ -29,14 +30,11 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
     let mut kinds: Vec<KindId> = Vec::new();
     let names = call.query.all("resources").flat_map(|names| names.split(','));
     for name in names.map(str::trim).filter(|name| !name.is_empty()) {
-        let id = call.state.hub.find(name).ok_or_else(|| {
-            let known: Vec<&str> = call
-                .state
-                .hub
-                .kinds()
-                .iter()
-                .map(|kind| kind.qualified.as_str())
-                .collect();
+        let kind = call.state.resources.stored(name);
+        let id = kind.map(|kind| kind.id).ok_or_else(|| {
+            let known = call.state.resources.kinds();
+            let known = known.iter().filter(|kind| kind.view == View::Stored);
+            let known: Vec<String> = known.map(|kind| kind.resource.qualified()).collect();
             ApiError::bad_request(format!("resources: {name:?} is none of {}", known.join(", ")))
         })?;
         let (plural, group) = name.split_once('.').unwrap_or((name, ""));
@@ -65,7 +63,8 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
             resource::catch_up(&call).await?;
             let mut listed = kinds.clone();
             if others {
-                listed.extend(call.state.hub.kind_ids().filter(|kind| !kinds.contains(kind)));
+                let others = call.state.hub.kind_ids().into_iter();
+                listed.extend(others.filter(|kind| !kinds.contains(kind)));
             }
             let (found, position) = call.state.hub.list_and_position(&listed, &Filter::all(None));
             let objects = found.into_iter().flat_map(|found| found.objects).collect();

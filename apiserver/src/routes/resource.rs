@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::answer::{Renderer, json_value};
 use super::path::Target;
-use super::{Call, agent_offers, lease, list, offers, watch};
+use super::{Call, agent_offers, lease, list, offers, scale, watch};
 use crate::body::{self, ContentType, Decoded};
 use crate::error::{ApiError, Result};
 use crate::hub::Part;
@@ -29,6 +29,10 @@ pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Resul
     match target.subresource.as_str() {
         "" => (),
         "status" if kind.resource.has_status() => (),
+        "scale" => {
+            let paths = kind.resource.scale.clone().ok_or_else(ApiError::unknown_path)?;
+            return scale::handle(call, kind, target, paths).await;
+        }
         _ => return subresource(call, kind, target).await,
     }
     let verb = verb(&call, &target)?;
@@ -200,7 +204,7 @@ fn namespace_of(kind: &Kind, target: &Target, decoded: &Decoded) -> Result<Strin
     }
 }
 
-async fn read_object(call: &mut Call) -> Result<Decoded> {
+pub(super) async fn read_object(call: &mut Call) -> Result<Decoded> {
     let content_type = ContentType::of(call.headers());
     let bytes = body::read(call.take_body()).await?;
     body::object(content_type, &bytes)

@@ -37,12 +37,7 @@ pub(super) async fn serve(call: Call, kind: Arc<Kind>, target: Target) -> Result
         list::filter(&call, &kind, &target)?
     } else {
         let only = FieldSelector::parse(&format!("metadata.name={}", target.name))?;
-        Filter::new(
-            call.state.hub.kind(kind.id),
-            Some(&target.namespace),
-            Default::default(),
-            &only,
-        )?
+        Filter::new(&kind.hub, Some(&target.namespace), Default::default(), &only)?
     };
     let body = match begin(&call, &kind, &filter, &params).await {
         Ok((initial, position)) => {
@@ -264,7 +259,7 @@ impl Watch {
         let revision = if kind == "DELETED" { revision } else { object.revision };
         let described = std::mem::replace(&mut self.described, true);
         self.frame(kind, out, |watch, out| {
-            if described && !watch.renderer.is_verbatim() {
+            if described && !watch.renderer.is_verbatim(object) {
                 let value = watch.renderer.kind.show(object.json_at(revision));
                 watch.renderer.value(value, false, false, out);
             } else {

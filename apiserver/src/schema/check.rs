@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::LazyLock;
 
-use base64::Engine;
 use muster_api::validation::{Reason, Violation};
 use serde_json::{Map, Value};
 
-use super::{Bounds, Format, Kind, ListKind, Node, SchemaOutcome, UnknownField, compile, suggest};
+use super::{Bounds, Kind, ListKind, Node, Schema, SchemaOutcome, UnknownField, compile, suggest};
 use crate::resource::Resource;
 
 /// So many problems of each kind are named at most; whoever has more wants to start over, and the answer stays small.
@@ -28,6 +27,53 @@ pub fn check(resource: &Resource, object: &mut Value) -> SchemaOutcome {
     };
     walk.node(resource.compiled.root(), object, &Path::ROOT, Some(&METADATA));
     walk.outcome
+}
+
+/// The way to a place in a schema: keywords, and under `properties` the name.
+pub(crate) type Place = Vec<(&'static str, Option<String>)>;
+
+impl Schema {
+    /// The defaults that are not of the shape of their own places, with what is wrong with them.
+    pub(crate) fn wrong_defaults(&self) -> Vec<(Place, String)> {
+        let mut found = Vec::new();
+        wrong_defaults(&self.root, &mut Vec::new(), &mut found);
+        found
+    }
+}
+
+fn wrong_defaults(node: &Node, place: &mut Place, found: &mut Vec<(Place, String)>) {
+    if let Some(default) = &node.default {
+        let mut walk = Walk {
+            outcome: SchemaOutcome::default(),
+            scratch: false,
+        };
+        walk.node(node, &mut default.clone(), &Path::ROOT, None);
+        let unknown = walk
+            .outcome
+            .unknown
+            .first()
+            .map(|unknown| format!("unknown field \"{}\"", unknown.path));
+        let wrong = walk
+            .outcome
+            .violations
+            .first()
+            .map(|violation| violation.message.clone());
+        found.extend(wrong.or(unknown).map(|problem| (place.clone(), problem)));
+    }
+    let properties = node
+        .properties
+        .iter()
+        .map(|(name, below)| ("properties", Some(name.to_string()), below));
+    let items = node.items.iter().map(|below| ("items", None, &**below));
+    let entries = node
+        .entries
+        .iter()
+        .map(|below| ("additionalProperties", None, &**below));
+    for (keyword, name, below) in properties.chain(items).chain(entries) {
+        place.push((keyword, name));
+        wrong_defaults(below, place, found);
+        place.pop();
+    }
 }
 
 /// The way down to a place, written out only when there is something to say about it.
@@ -142,6 +188,7 @@ impl Walk {
                 map.insert(name.to_owned(), default.clone());
             }
             if let Some(value) = map.get_mut(name) {
+                let metadata = if node.embedded { Some(&*METADATA) } else { metadata };
                 let below = metadata.filter(|_| name == "metadata").unwrap_or(below);
                 self.node(below, value, &path.to(Step::Field(name)), None);
             }
@@ -155,6 +202,18 @@ impl Walk {
                 .filter(|(key, _)| !node.properties.contains_key(key.as_str()))
             {
                 self.node(entries, value, &path.to(Step::Entry(key)), None);
+            }
+        }
+        let names: &[&str] = if node.embedded && !self.scratch {
+            &["apiVersion", "kind"]
+        } else {
+            &[]
+        };
+        for name in names {
+            if map.get(*name).and_then(Value::as_str).is_none_or(str::is_empty) {
+                self.say(Reason::FieldValueRequired, &path.to(Step::Field(name)), |_| {
+                    "Required value: must not be empty".to_owned()
+                });
             }
         }
         for name in &node.required {
@@ -232,14 +291,8 @@ impl Walk {
             });
         }
         let Some(format) = node.format else { return };
-        if !well_formed(format, value) {
-            let name = match format {
-                Format::Int32 => "int32",
-                Format::Int64 => "int64",
-                Format::Unsigned => "a whole number, zero or more",
-                Format::DateTime => "date-time",
-                Format::Byte => "byte",
-            };
+        if !format.fits(value) {
+            let name = format.name();
             self.say(Reason::FieldValueInvalid, path, |field| {
                 format!(
                     "Invalid value: {0}: {field} in body must be of type {name}: {0}",
@@ -278,6 +331,15 @@ impl Walk {
                 problems.push(format!("should have at least {least} items"));
             }
         }
+        if let Some(map) = value.as_object() {
+            if let Some(most) = bounds.max_properties.filter(|most| map.len() > *most) {
+                let message = format!("Too many: {}: must have at most {most} items", map.len());
+                self.say(Reason::FieldValueTooLong, path, |_| message);
+            }
+            if let Some(least) = bounds.min_properties.filter(|least| map.len() < *least) {
+                problems.push(format!("should have at least {least} properties"));
+            }
+        }
         problems.extend(logic_problem(bounds, value));
         for problem in problems {
             let shown = shown(value);
@@ -288,6 +350,11 @@ impl Walk {
 }
 
 fn number_problem(bounds: &Bounds, number: f64) -> Option<String> {
+    // Within what a division of doubles rounds off.
+    let multiple = |of: f64| ((number / of).round() - number / of).abs() < 1e-9;
+    if let Some(of) = bounds.multiple_of.filter(|of| !multiple(*of)) {
+        return Some(format!("should be a multiple of {of}"));
+    }
     let low = bounds
         .minimum
         .filter(|least| number < *least || (bounds.exclusive_minimum && number == *least));
@@ -342,17 +409,6 @@ fn whole(value: &mut Value) -> bool {
             true
         }
         _ => false,
-    }
-}
-
-fn well_formed(format: Format, value: &Value) -> bool {
-    match (format, value) {
-        (Format::Int32, Value::Number(number)) => number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()),
-        (Format::Int64, Value::Number(number)) => number.is_i64(),
-        (Format::Unsigned, Value::Number(number)) => number.is_u64(),
-        (Format::DateTime, Value::String(text)) => text.parse::<jiff::Timestamp>().is_ok(),
-        (Format::Byte, Value::String(text)) => base64::engine::general_purpose::STANDARD.decode(text).is_ok(),
-        _ => true,
     }
 }
 

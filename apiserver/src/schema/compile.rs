@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Bounds, Format, Kind, ListKind, Node, Schema};
+use super::{Bounds, Format, Kind, ListKind, Node, Schema, rules};
 
 /// Why a schema is not structural, or not one that is enforced.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,10 +15,15 @@ pub struct SchemaError {
 }
 
 /// Keywords that describe and do not restrict. `uint16` and the like are a restriction by their bounds, which come along.
-const IGNORED: [&str; 6] = [
+const IGNORED: [&str; 10] = [
+    // Compiled by itself, since rules see more than their own place.
+    "x-kubernetes-validations",
     "description",
     "title",
     "externalDocs",
+    "example",
+    "$schema",
+    "uniqueItems",
     "x-kubernetes-map-type",
     "x-kubernetes-patch-strategy",
     "x-kubernetes-patch-merge-key",
@@ -31,7 +36,10 @@ impl Schema {
         if root.kind != Kind::Object {
             return Err(wrong("", "the top must be of type object"));
         }
-        Ok(Schema { root })
+        Ok(Schema {
+            root,
+            rules: rules::compile(schema)?,
+        })
     }
 
     pub(super) fn root(&self) -> &Node {
@@ -39,7 +47,7 @@ impl Schema {
     }
 }
 
-fn wrong(path: &str, problem: impl Into<String>) -> SchemaError {
+pub(super) fn wrong(path: &str, problem: impl Into<String>) -> SchemaError {
     SchemaError {
         path: path.to_owned(),
         problem: problem.into(),
@@ -52,6 +60,7 @@ pub(super) fn node(schema: &Value, path: &str) -> Result<Node, SchemaError> {
         kind: kind(map, path)?,
         nullable: flag(map, "nullable"),
         preserve: flag(map, "x-kubernetes-preserve-unknown-fields"),
+        embedded: flag(map, "x-kubernetes-embedded-resource"),
         ..Node::default()
     };
     let mut bounds = Bounds::default();
@@ -100,6 +109,7 @@ fn structure(
         | "nullable"
         | "x-kubernetes-preserve-unknown-fields"
         | "x-kubernetes-int-or-string"
+        | "x-kubernetes-embedded-resource"
         | "x-kubernetes-list-map-keys" => {}
         ignored if IGNORED.contains(&ignored) => {}
         "properties" => {
@@ -121,15 +131,7 @@ fn structure(
         "enum" => node.options = value.as_array().cloned().unwrap_or_default(),
         "default" => node.default = Some(value.clone()),
         "format" => {
-            node.format = match value.as_str().unwrap_or_default() {
-                "int32" => Some(Format::Int32),
-                "int64" => Some(Format::Int64),
-                "uint" | "uint8" | "uint16" | "uint32" | "uint64" => Some(Format::Unsigned),
-                "date-time" | "micro-time" => Some(Format::DateTime),
-                "byte" => Some(Format::Byte),
-                "double" | "float" | "password" => None,
-                other => return Err(wrong(path, format!("the format `{other}` is not checked here"))),
-            }
+            node.format = Format::parse(value.as_str().unwrap_or_default());
         }
         "x-kubernetes-list-type" => {
             node.list = match value.as_str().unwrap_or_default() {
@@ -169,6 +171,15 @@ fn bound(bounds: &mut Bounds, keyword: &str, value: &Value, path: &str, kind: Ki
         "maxLength" => bounds.max_length = Some(count()?),
         "minItems" => bounds.min_items = Some(count()?),
         "maxItems" => bounds.max_items = Some(count()?),
+        "minProperties" => bounds.min_properties = Some(count()?),
+        "maxProperties" => bounds.max_properties = Some(count()?),
+        "multipleOf" => {
+            let number = number()?;
+            if number <= 0.0 {
+                return Err(wrong(path, "multipleOf must be more than zero"));
+            }
+            bounds.multiple_of = Some(number);
+        }
         "pattern" => {
             let text = value.as_str().unwrap_or_default();
             let pattern = regex::Regex::new(text).map_err(|error| wrong(path, error.to_string()))?;

@@ -6,10 +6,13 @@
 //! value of its type. What must never happen here: stopping at the first problem, a clock, or a reference to another object.
 //!
 //! A schema is compiled once, when its kind is registered; a keyword that is not enforced here is refused then, so that no schema
-//! promises what nobody checks. Tested in `tests` by cases, and by the objects of every kind.
+//! promises what nobody checks. Only formats may be any: those that nobody knows describe and do not restrict, as in Kubernetes. Tested in `tests` by cases, and by the objects of every kind.
 
 mod check;
 mod compile;
+mod format;
+mod ratchet;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -22,11 +25,14 @@ use serde_json::Value;
 
 pub use check::check;
 pub use compile::SchemaError;
+pub(crate) use ratchet::is_inherited;
+pub(crate) use rules::problems as rule_problems;
 
 /// The structural schema of a kind, ready for checking.
 #[derive(Debug)]
 pub struct Schema {
     root: Node,
+    rules: Option<rules::Branch>,
 }
 
 /// What the walk over an object found.
@@ -54,6 +60,8 @@ struct Node {
     nullable: bool,
     /// Unknown fields below stay.
     preserve: bool,
+    /// The value is an object of some kind, with names and metadata of its own.
+    embedded: bool,
     properties: BTreeMap<Box<str>, Node>,
     required: Vec<Box<str>>,
     /// The schema of the values of a map.
@@ -79,6 +87,9 @@ struct Bounds {
     max_length: Option<usize>,
     min_items: Option<usize>,
     max_items: Option<usize>,
+    min_properties: Option<usize>,
+    max_properties: Option<usize>,
+    multiple_of: Option<f64>,
     pattern: Option<Regex>,
     all_of: Vec<Node>,
     any_of: Vec<Node>,
@@ -121,6 +132,16 @@ enum Format {
     Unsigned,
     DateTime,
     Byte,
+    Date,
+    Duration,
+    Email,
+    Uri,
+    Hostname,
+    Ipv4,
+    Ipv6,
+    Cidr,
+    Mac,
+    Uuid,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::hub::kinds::{Filter, HubKind};
+use crate::hub::kinds::{Filter, HubKind, Kinds};
 use crate::hub::object;
 use crate::hub::state::{HubState, Part};
 use crate::kinds;
@@ -126,14 +126,14 @@ fn what_was_superseded_takes_a_fraction_of_its_text() {
         fresh_events: 0,
         ..UNBOUNDED
     };
-    let (kinds, mut state) = ([config_maps()], HubState::new(1, Ring::new(0, bounds)));
+    let mut state = HubState::new(Kinds::new(vec![config_maps()]), Ring::new(0, bounds));
     for revision in 1..=1_000 {
         let entry = entry(0, 1, revision, (revision, 20));
         let change = Change {
             key: entry.key.clone(),
             current: Some(entry),
         };
-        state.apply(&kinds, revision, &[change]);
+        state.apply(revision, &[change]);
     }
     let size = state.get(key(0).as_str()).unwrap().size();
     let each = state.ring.bytes() / 1_000 - SLOT_OVERHEAD;
@@ -188,7 +188,7 @@ proptest! {
     #[test]
     fn history_is_told_as_it_was(history in writes(), bounds in bounds()) {
         let kinds = [config_maps()];
-        let mut state = HubState::new(1, Ring::new(0, bounds));
+        let mut state = HubState::new(Kinds::new(kinds.to_vec()), Ring::new(0, bounds));
         let mut objects: BTreeMap<usize, Arc<Object>> = BTreeMap::new();
         let mut events: Vec<(Revision, Plain, Plain)> = Vec::new();
         let mut pasts: Vec<BTreeMap<String, Plain>> = vec![BTreeMap::new()];
@@ -209,7 +209,7 @@ proptest! {
                 changes.push(Change { key: key(name), current });
             }
             pasts.push(objects.values().map(|object| (object.name().to_owned(), plain(Some(object)))).collect());
-            state.apply(&kinds, revision, &changes);
+            state.apply(revision, &changes);
         }
         prop_assert!(state.ring.len() <= bounds.events && state.ring.bytes() <= bounds.bytes);
         let costs: usize = state.ring.slots.iter().map(Slot::cost).sum();
@@ -226,7 +226,7 @@ proptest! {
             });
             let expected = events.iter().filter(|(at, _, _)| *at > revision).cloned();
             prop_assert!(told.eq(expected), "the events after {}", revision);
-            let found = state.list_at(&kinds[0], &Filter::all(None), &Part::default(), revision).unwrap();
+            let found = state.list_at(KindId(0), &Filter::all(None), &Part::default(), revision).unwrap();
             let found = found.objects.iter().map(|object| (object.name().to_owned(), plain(Some(object))));
             prop_assert!(found.eq(past.clone()), "the list at {}", revision);
         }
@@ -239,7 +239,7 @@ fn nothing_that_was_packed_keeps_an_object_alive() {
         fresh_events: 1,
         ..UNBOUNDED
     };
-    let (kinds, mut state) = ([config_maps()], HubState::new(1, Ring::new(0, bounds)));
+    let mut state = HubState::new(Kinds::new(vec![config_maps()]), Ring::new(0, bounds));
     let mut versions = Vec::new();
     for revision in 1..=5 {
         let entry = entry(0, 1, revision, (revision, 20));
@@ -247,7 +247,7 @@ fn nothing_that_was_packed_keeps_an_object_alive() {
             key: entry.key.clone(),
             current: Some(entry),
         };
-        state.apply(&kinds, revision, &[change]);
+        state.apply(revision, &[change]);
         versions.push(Arc::downgrade(state.get(key(0).as_str()).unwrap()));
     }
     let alive: Vec<bool> = versions.iter().map(|version| version.upgrade().is_some()).collect();
