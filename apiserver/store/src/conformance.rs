@@ -46,6 +46,7 @@ pub struct Fixture {
     store: Arc<dyn Store>,
     root: String,
     ttl: Duration,
+    overhead: usize,
     _guard: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -56,6 +57,7 @@ impl Fixture {
             store,
             root: "conformance/".to_owned(),
             ttl: Duration::from_secs(1),
+            overhead: 0,
             _guard: None,
         }
     }
@@ -73,6 +75,12 @@ impl Fixture {
     #[must_use]
     pub fn with_ttl(self, ttl: Duration) -> Fixture {
         Fixture { ttl, ..self }
+    }
+
+    /// So many bytes of a transaction's limit the store needs for each value itself; without this, none.
+    #[must_use]
+    pub fn with_overhead(self, overhead: usize) -> Fixture {
+        Fixture { overhead, ..self }
     }
 
     /// Keeps something, such as the store's directory, for as long as the case runs.

@@ -18,6 +18,7 @@ mod history;
 mod leases;
 pub mod lies;
 mod memory;
+pub mod sealed;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod types;
@@ -32,6 +33,7 @@ pub use etcd::{EtcdConfig, EtcdStore, EtcdTls};
 pub use fault::{FaultStore, Faults};
 pub use lies::{Lies, LyingStore};
 pub use memory::MemoryStore;
+pub use sealed::{Keyring, SealError, SealedStore};
 pub use types::{
     Change, CommitError, Compare, Entry, Error, Key, LIMITS, LeaseError, LeaseId, Limits, Listing, Op, Page, Prefix,
     Revision, Test, Txn, WatchError, WatchEvent, WatchStream,

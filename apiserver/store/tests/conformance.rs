@@ -79,6 +79,23 @@ mod truthful {
     muster_store::conformance_suite!(tokio::test(start_paused = true), make);
 }
 
+/// With every value sealed.
+mod sealed {
+    use muster_store::{Keyring, Prefix, SealedStore};
+
+    use super::*;
+
+    async fn make() -> Fixture {
+        let ring = Keyring::parse(&Keyring::generate().expect("random numbers")).expect("a keyring");
+        let overhead = ring.overhead();
+        let inner = Arc::new(MemoryStore::new());
+        let store = SealedStore::new(inner, Arc::new(ring), [Prefix::new("")]);
+        Fixture::new(Arc::new(store)).with_overhead(overhead)
+    }
+
+    muster_store::conformance_suite!(tokio::test(start_paused = true), make);
+}
+
 /// Delays break no promise.
 mod delayed {
     use super::*;

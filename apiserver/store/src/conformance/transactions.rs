@@ -200,7 +200,7 @@ pub(super) async fn limits_are_kept(f: &Fixture) {
         "one compare too many"
     );
     let key = f.key("big");
-    let room = LIMITS.txn_bytes - key.as_str().len();
+    let room = LIMITS.txn_bytes - key.as_str().len() - f.overhead;
     assert!(
         too_large(f.commit(vec![], vec![Op::put(key.clone(), vec![7; room + 1])]).await),
         "one byte too many"
