@@ -236,6 +236,8 @@ pub struct ServerSecrets {
     pub ca_key: String,
     /// Everybody's bearer tokens, as the file has them.
     pub tokens: String,
+    /// The keys by which secrets are sealed, as the file has them; empty from a server that has none.
+    pub encryption_key: String,
 }
 
 impl fmt::Debug for ServerSecrets {
@@ -317,6 +319,7 @@ mod tests {
         let secrets = ServerSecrets {
             ca_key: "s3cr3t".to_owned(),
             tokens: "s3cr3t".to_owned(),
+            encryption_key: "s3cr3t".to_owned(),
         };
         assert!(!format!("{secrets:?}").contains("s3cr3t"));
     }

@@ -120,7 +120,8 @@ pub fn authorize(user: &User, attributes: &Attributes<'_>) -> Result<(), ApiErro
     if user.is_anonymous() {
         return Err(ApiError::unauthorized());
     }
-    let reads = matches!(attributes.verb, "get" | "list" | "watch");
+    let secret = attributes.group.is_empty() && attributes.resource == "secrets";
+    let reads = matches!(attributes.verb, "get" | "list" | "watch") && !secret;
     let allowed = reads
         || if let Some(agent) = user.agent_name() {
             agent_may(agent, attributes)
@@ -188,9 +189,12 @@ fn agent_may(agent: &str, asked: &Attributes<'_>) -> bool {
     }
 }
 
-/// The controllers write everything but the agents' presence, which they may only clear away.
+/// The controllers write everything but the agents' presence, which they may only clear away, and are nobody else.
 fn controllers_may(asked: &Attributes<'_>) -> bool {
     let presence = asked.resource == "leases" && asked.namespace == names::NAMESPACE_AGENTS;
+    if asked.verb == "impersonate" {
+        return false;
+    }
     !presence || matches!(asked.verb, "delete" | "deletecollection")
 }
 
@@ -357,6 +361,7 @@ mod tests {
             "delete muster.dev/tasks d t",
             "create muster.dev/offers/accept d o",
             "create /configmaps d c",
+            "get /secrets d s",
             "put /muster/v1/plan",
         ];
         check(&User::agent("a1"), &allowed, &refused);
@@ -374,6 +379,8 @@ mod tests {
         let refused = [
             "create coordination.k8s.io/leases muster-agents a1",
             "create coordination.k8s.io/leases/renew muster-agents a1",
+            "impersonate /users - admin",
+            "impersonate /groups - system:masters",
             "post /muster/v1/plan",
         ];
         check(&User::controllers(), &allowed, &refused);
@@ -401,6 +408,10 @@ mod tests {
             "delete muster.dev/offers d o",
             "create muster.dev/agents/offers - a1",
             "create /namespaces - n",
+            "get /secrets d s",
+            "watch /secrets - -",
+            "create /serviceaccounts/token d robot",
+            "create authentication.k8s.io/tokenreviews - -",
             "create coordination.k8s.io/leases muster-system x",
             "create coordination.k8s.io/leases/renew muster-agents a1",
             "put /muster/v1/plan",

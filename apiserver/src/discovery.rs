@@ -261,6 +261,8 @@ mod tests {
             names(&json("/apis/").await["groups"]),
             [
                 "apiextensions.k8s.io",
+                "authentication.k8s.io",
+                "authorization.k8s.io",
                 "coordination.k8s.io",
                 "events.k8s.io",
                 "muster.dev"
@@ -277,7 +279,10 @@ mod tests {
                 "events",
                 "namespaces",
                 "namespaces/status",
-                "namespaces/finalize"
+                "namespaces/finalize",
+                "secrets",
+                "serviceaccounts",
+                "serviceaccounts/token"
             ]
         );
         assert_eq!(core["groupVersion"], "v1");

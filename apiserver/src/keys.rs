@@ -1,7 +1,8 @@
 //! Where things are in the store.
 //!
-//! `objects/<group or core>/<plural>/<namespace or _>/<name>`, `ledger/<agent>`, `names/<group>`, `join/<token>`, and below `meta/` what the cluster is:
-//! its uid and its authority. Groups, plurals, namespaces and names have no slash, so a key can be taken apart again. Tested below.
+//! `objects/<group or core>/<plural>/<namespace or _>/<name>`, `ledger/<agent>`, `names/<group>`, `join/<token>`, below `meta/` what the
+//! cluster is: its uid and its authority, and below `sealed/` what only servers know. Groups, plurals, namespaces and names have no slash, so a
+//! key can be taken apart again. Tested below.
 
 use muster_store::{Key, Prefix};
 
@@ -80,6 +81,19 @@ pub fn cluster() -> Key {
 /// The key of the hash of the cluster's certificate authority.
 pub fn authority() -> Key {
     Key::new("meta/authority".to_owned())
+}
+
+/// What the keys begin with of what is the servers' alone: no request reads it.
+pub const SEALED: &str = "sealed/";
+
+/// The key of the keys by which tokens of service accounts are signed.
+pub fn signing() -> Key {
+    Key::new(format!("{SEALED}signing"))
+}
+
+/// What is never in the store as it is.
+pub fn sealed() -> [Prefix; 2] {
+    [Prefix::new(format!("{OBJECTS}core/secrets/")), Prefix::new(SEALED)]
 }
 
 /// The key of a lease.

@@ -10,8 +10,10 @@ mod core;
 
 use std::sync::Arc;
 
+use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview};
+use k8s_openapi::api::authorization::v1::{LocalSubjectAccessReview, SelfSubjectAccessReview, SubjectAccessReview};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Namespace};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -45,6 +47,13 @@ pub fn resources() -> Vec<Resource> {
         core::of::<ConfigMap>(core::CONFIG_MAP),
         core::of::<CoreEvent>(core::CORE_EVENT),
         core::of::<Namespace>(core::NAMESPACE).with(core::call("finalize", ("", "v1", "Namespace"), "update")),
+        core::of::<Secret>(core::SECRET),
+        core::of::<ServiceAccount>(core::SERVICE_ACCOUNT).with(core::call("token", core::TOKEN_REQUEST, "create")),
+        core::review::<SelfSubjectReview>("selfsubjectreviews", "selfsubjectreview", false),
+        core::review::<TokenReview>("tokenreviews", "tokenreview", false),
+        core::review::<LocalSubjectAccessReview>("localsubjectaccessreviews", "localsubjectaccessreview", true),
+        core::review::<SelfSubjectAccessReview>("selfsubjectaccessreviews", "selfsubjectaccessreview", false),
+        core::review::<SubjectAccessReview>("subjectaccessreviews", "subjectaccessreview", false),
         core::of::<Event>(core::EVENT),
         core::of::<Lease>(core::LEASE),
         core::of::<CustomResourceDefinition>(core::DEFINITION),
@@ -311,12 +320,12 @@ mod tests {
     #[test]
     fn every_kind_is_described_in_full() {
         let all = resources();
-        assert_eq!(all.len(), 11);
+        assert_eq!(all.len(), 18);
         for resource in &all {
             let name = resource.qualified();
             assert!(!resource.singular.is_empty() && !resource.version.is_empty(), "{name}");
             assert!(
-                resource.columns.iter().any(|column| column.kind == "date"),
+                resource.is_review() || resource.columns.iter().any(|column| column.kind == "date"),
                 "{name} shows no age"
             );
             assert!(resource.schema["description"].is_string(), "{name}");
@@ -377,6 +386,7 @@ mod tests {
             [
                 "namespaces/status",
                 "namespaces/finalize",
+                "serviceaccounts/token",
                 "leases/renew",
                 "customresourcedefinitions/status",
                 "agents/status",

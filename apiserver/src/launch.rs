@@ -1,7 +1,7 @@
 //! A whole API server over a data directory: store, identities, certificates, listener and kubeconfig put together.
 //!
 //! The program of this crate and `mctl` start servers this way. What lies in the data directory: `store.redb`, `tokens.csv`, `pki/`,
-//! `cluster` (which cluster it is of) and `kubeconfig`. It promises that all of it is there, and that the server answers, when [`start`]
+//! `encryption-key` (by which secrets are sealed), `cluster` (which cluster it is of) and `kubeconfig`. It promises that all of it is there, and that the server answers, when [`start`]
 //! returns; that certificates are replaced while it runs; that a store of another cluster is refused. Tested below and in
 //! `tests/kubectl.rs`.
 
@@ -14,7 +14,7 @@ use axum::Router;
 use muster_api::env::Env;
 use muster_api::names;
 use muster_store::embedded::Options as StoreOptions;
-use muster_store::{EmbeddedStore, Store};
+use muster_store::{EmbeddedStore, Entry, Keyring, Page, SealedStore, Store, sealed};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Tokens, User};
@@ -26,7 +26,7 @@ use crate::peers::HttpsPeers;
 use crate::server::{self, ServeConfig, Serving};
 use crate::state::{Config, StartError, State};
 use crate::tls::{self, AGENT_LIFE, Identity, Pki, PkiError, Served, Shown};
-use crate::{files, kinds, routes};
+use crate::{files, keys, kinds, routes};
 
 /// How often certificates are looked at: those of servers last a month.
 const ROTATION: Duration = Duration::from_secs(3600);
@@ -45,6 +45,8 @@ pub struct Options {
     pub name: String,
     /// How long agents' certificates last.
     pub agent_life: Duration,
+    /// The file of the keys by which secrets are sealed; `None`: `encryption-key` in the data directory, made when it is not there.
+    pub encryption_key: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -55,6 +57,7 @@ impl Default for Options {
             names: Vec::new(),
             name: String::new(),
             agent_life: AGENT_LIFE,
+            encryption_key: None,
         }
     }
 }
@@ -104,6 +107,14 @@ pub enum LaunchError {
     /// The server cannot begin.
     #[error("the server cannot begin")]
     State(#[from] StartError),
+    /// The keys by which secrets are sealed cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Keyring {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do about it.
+        problem: String,
+    },
     /// There are no certificates.
     #[error("certificates cannot be made")]
     Pki(#[from] PkiError),
@@ -136,6 +147,13 @@ pub async fn start(
     files::private_directory(data_dir).map_err(at(data_dir))?;
     let pki = Arc::new(Pki::open(&data_dir.join("pki"), &*env)?);
     cluster::check(&*store, data_dir, pki.pin()?, &*env).await?;
+    let (keyring, keyring_text) = keyring(options, &*store).await?;
+    let store = SealedStore::new(store, Arc::new(keyring), keys::sealed());
+    let resealed = store.reseal().await?;
+    if resealed > 0 {
+        tracing::info!(values = resealed, "secrets were sealed anew");
+    }
+    let store: Arc<dyn Store> = Arc::new(store);
     let tokens_path = data_dir.join(TOKENS);
     let tokens = Arc::new(Tokens::open(&tokens_path).map_err(at(&tokens_path))?);
     let token = tokens.ensure(&User::admin(), &*env).map_err(at(&tokens_path))?;
@@ -143,6 +161,7 @@ pub async fn start(
     let to_agents = Shown::new(tls::client_config(pki.ca_pem(), Some(&shown))?);
     let mut membership = Membership::new(&name(options), pki.clone(), tokens.clone());
     membership.agent_life = options.agent_life;
+    membership.encryption_key = keyring_text;
     membership.peers = Some(Arc::new(HttpsPeers::new(to_agents.clone())));
     let config = Config {
         store,
@@ -192,6 +211,76 @@ pub async fn start(
 
 /// The file of everybody's bearer tokens in a data directory.
 pub const TOKENS: &str = "tokens.csv";
+
+/// The file of the keys by which secrets are sealed, in a data directory.
+pub const ENCRYPTION_KEY: &str = "encryption-key";
+
+/// Reads the keys by which secrets are sealed, with their text; the first server of a cluster draws the first. They must open what the
+/// cluster has sealed.
+async fn keyring(options: &Options, store: &dyn Store) -> Result<(Keyring, String), LaunchError> {
+    let own = options.data_dir.join(ENCRYPTION_KEY);
+    let path = options.encryption_key.as_ref().unwrap_or(&own);
+    let refused = |problem: String| LaunchError::Keyring {
+        path: path.clone(),
+        problem,
+    };
+    let sealed = sealed_value(store).await?;
+    let text = match files::read_private(path).map_err(at(path))? {
+        Some(text) => text,
+        None if options.encryption_key.is_some() => {
+            return Err(refused(
+                "there is no such file; take --encryption-key away to have one made".to_owned(),
+            ));
+        }
+        None if sealed.is_some() => {
+            let problem = "there is no such file, and the cluster's secrets are sealed; copy it from another server of the cluster, or \
+                           from where it is kept with the backups";
+            return Err(refused(problem.to_owned()));
+        }
+        None => {
+            let text = Keyring::generate().map_err(|error| refused(error.to_string()))?;
+            files::write_private(path, text.as_bytes()).map_err(at(path))?;
+            text
+        }
+    };
+    let keyring = Keyring::parse(&text).map_err(|error| refused(error.to_string()))?;
+    if let Some(entry) = sealed {
+        let opened = keyring.open(&entry.key, &entry.value);
+        opened.map_err(|error| {
+            refused(format!(
+                "the cluster's secrets are sealed by another key ({error}); put the lines of another server's file into this one"
+            ))
+        })?;
+    }
+    Ok((keyring, text))
+}
+
+/// Any value that the cluster has sealed.
+async fn sealed_value(store: &dyn Store) -> Result<Option<Entry>, LaunchError> {
+    // So many at a time: 64 MiB at most.
+    const PAGE: usize = 64;
+    for prefix in keys::sealed() {
+        let mut page = Page {
+            after: None,
+            limit: Some(PAGE),
+        };
+        loop {
+            let listing = store.list(&prefix, page.clone()).await?;
+            page.after = listing.entries.last().map(|entry| entry.key.clone());
+            let found = listing
+                .entries
+                .into_iter()
+                .find(|entry| sealed::is_sealed(&entry.value));
+            if found.is_some() {
+                return Ok(found);
+            }
+            if !listing.more {
+                break;
+            }
+        }
+    }
+    Ok(None)
+}
 
 /// The server's name among the servers.
 fn name(options: &Options) -> String {
@@ -340,6 +429,60 @@ mod tests {
             .body(Body::from(body))
             .unwrap();
         running.router.clone().oneshot(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn a_server_without_the_keys_of_its_cluster_does_not_start_and_says_what_to_copy() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            data_dir: directory.path().join("data"),
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            ..Options::default()
+        };
+        let store: Arc<dyn Store> = Arc::new(muster_store::MemoryStore::new());
+        let begin = async |options: &Options| {
+            let stop = CancellationToken::new();
+            let started = start(options, store.clone(), Arc::new(SystemEnv), stop.clone()).await;
+            match started {
+                Ok(running) => {
+                    let secret = r#"{"metadata": {"name": "s"}, "stringData": {"password": "hunter2"}}"#;
+                    let code = ask(&running, "POST", "/api/v1/namespaces/default/secrets", secret).await;
+                    stop.cancel();
+                    running.stopped().await;
+                    Ok(code)
+                }
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        assert_eq!(begin(&options).await, Ok(StatusCode::CREATED));
+        let all = store
+            .list(&muster_store::Prefix::new(""), Page::default())
+            .await
+            .unwrap();
+        for plain in ["hunter2", "aHVudGVyMg"] {
+            let shows = |entry: &Entry| String::from_utf8_lossy(&entry.value).contains(plain);
+            assert!(!all.entries.iter().any(shows), "{plain} is in the store");
+        }
+        let own = options.data_dir.join(ENCRYPTION_KEY);
+        let key = files::read_private(&own).unwrap().expect("it was drawn");
+        let other = options.data_dir.join("other");
+        files::write_private(&other, Keyring::generate().unwrap().as_bytes()).unwrap();
+        let with = |path: &Path| Options {
+            encryption_key: Some(path.to_owned()),
+            ..options.clone()
+        };
+        let error = begin(&with(&other)).await.unwrap_err();
+        assert!(error.contains("another server's file"), "{error}");
+        std::fs::remove_file(&own).unwrap();
+        let error = begin(&options).await.unwrap_err();
+        assert!(error.contains("copy it from another server"), "{error}");
+        assert!(!own.exists(), "nothing was drawn in its place");
+        // A key in front of the old one: everything is sealed by it from now on, and the old one can go.
+        let (new, both) = (Keyring::generate().unwrap(), options.data_dir.join("both"));
+        files::write_private(&both, format!("{new}{key}").as_bytes()).unwrap();
+        assert_eq!(begin(&with(&both)).await, Ok(StatusCode::CONFLICT));
+        files::write_private(&other, new.as_bytes()).unwrap();
+        assert_eq!(begin(&with(&other)).await, Ok(StatusCode::CONFLICT));
     }
 
     #[tokio::test]

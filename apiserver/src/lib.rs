@@ -6,6 +6,7 @@
 //! call, an object in the store that its schema does not allow. The router is tested in-process through `tower`, on a paused clock.
 
 pub mod accept;
+pub mod accounts;
 pub mod allocator;
 pub mod auth;
 mod background;

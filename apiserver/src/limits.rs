@@ -10,6 +10,8 @@ pub const BODY_BYTES_DISCARDED: usize = 16 << 20;
 pub const BODY_DISCARD_WAIT: Duration = Duration::from_secs(2);
 /// The largest object. The store takes transactions of 1.5 MB, as etcd does.
 pub const OBJECT_BYTES: usize = 1 << 20;
+/// Bytes of all values of a secret together, as Kubernetes.
+pub const SECRET_BYTES: usize = 1 << 20;
 /// How deep arrays and objects of a body may nest. The deepest field of any kind is at about 10.
 pub const JSON_DEPTH: usize = 64;
 /// Operations of a JSON patch, as Kubernetes.

@@ -38,6 +38,8 @@ pub struct Membership {
     pub tokens: Option<Arc<Tokens>>,
     /// How long agents' certificates last.
     pub agent_life: Duration,
+    /// The keys by which secrets are sealed, as the file has them, for a server that joins.
+    pub encryption_key: String,
     /// The way to the other servers.
     pub peers: Option<Arc<dyn Peers>>,
     pub(crate) failures: Failures,
@@ -51,6 +53,7 @@ impl Default for Membership {
             pki: None,
             tokens: None,
             agent_life: AGENT_LIFE,
+            encryption_key: String::new(),
             peers: None,
             failures: Failures::default(),
             endpoints: OnceLock::new(),

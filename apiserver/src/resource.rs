@@ -109,6 +109,17 @@ impl Resource {
         self
     }
 
+    /// The same, of which only these verbs are served.
+    pub fn only(mut self, verbs: &[&'static str]) -> Resource {
+        self.verbs = verbs.to_vec();
+        self
+    }
+
+    /// Whether its objects are answers that nobody keeps.
+    pub fn is_review(&self) -> bool {
+        self.verbs == ["create"]
+    }
+
     /// Whether the kind has a status subresource.
     pub fn has_status(&self) -> bool {
         self.subresources.iter().any(|subresource| subresource.name == "status")

@@ -44,8 +44,9 @@ const MESSAGE: &str = "the cluster was restored from a backup while this task ha
 impl NewCluster {
     /// What becomes of the entry.
     pub fn fate(&self, key: &Key, value: &[u8]) -> Fate {
-        // Without its uid it gets a new one, and without the hash of its authority that of whoever serves it first.
-        let identity = [keys::cluster(), keys::authority()].contains(key);
+        // Without its uid it gets a new one, without the hash of its authority that of whoever serves it first, and without what only its
+        // servers knew something else.
+        let identity = [keys::cluster(), keys::authority()].contains(key) || key.as_str().starts_with(keys::SEALED);
         if identity || keys::is_ledger(key) || keys::is_join_token(key) {
             return Fate::Dropped;
         }
@@ -217,6 +218,7 @@ mod tests {
             "meta/cluster",
             "meta/authority",
             keys::join_token("t").as_str(),
+            keys::signing().as_str(),
             "objects/muster.dev/offers/d/o",
             "objects/coordination.k8s.io/leases/muster-system/x",
         ] {

@@ -10,6 +10,7 @@ use muster_store::{CommitError, Compare, Op, Revision, Store, Txn};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::accounts::Accounts;
 use crate::auth::Authenticate;
 use crate::background;
 use crate::hub::{self, Hub};
@@ -54,6 +55,8 @@ pub struct State {
     pub logs: Arc<dyn LogSource>,
     /// What this server is among the machines of the cluster.
     pub membership: Membership,
+    /// The tokens of service accounts.
+    pub accounts: Accounts,
     /// What is counted.
     pub metrics: Metrics,
     /// The uid of the cluster, as the header that every answer has. Whoever remembers it notices another cluster behind an address.
@@ -78,6 +81,9 @@ pub enum StartError {
     /// A namespace that must be there, or the cluster's uid, could not be made.
     #[error("the first namespaces cannot be made")]
     Commit(#[from] CommitError),
+    /// What tokens are signed with is not what was kept, or cannot be made.
+    #[error("the keys that tokens are signed with cannot be read; restore the store from a backup")]
+    Signing,
     /// What is kept as the cluster's uid is none.
     #[error("the cluster's uid in the store is damaged: {0:?}; restore the store from a backup")]
     Cluster(String),
@@ -90,6 +96,7 @@ impl State {
             return Err(StartError::Unfinished);
         }
         let cluster = cluster_uid(&*config.store, &*config.env).await?;
+        let accounts = Accounts::open(&*config.store, cluster.to_str().unwrap_or_default()).await?;
         for name in DEFAULT_NAMESPACES {
             make_namespace(&*config.store, &*config.env, name).await?;
         }
@@ -103,6 +110,7 @@ impl State {
             authenticator: config.authenticator,
             logs: config.logs,
             membership: config.membership,
+            accounts,
             metrics: Metrics::new(),
             cluster,
             newest: Newest::default(),

@@ -45,6 +45,31 @@ pub(super) const CONFIG_MAP: Core = Core {
     selectable: &[],
 };
 
+pub(super) const SECRET: Core = Core {
+    plural: "secrets",
+    singular: "secret",
+    short_names: &[],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[("Type", "string", ".type", 0), ("Data", "integer", "#.data", 0), AGE],
+    selectable: &["type"],
+};
+
+pub(super) const SERVICE_ACCOUNT: Core = Core {
+    plural: "serviceaccounts",
+    singular: "serviceaccount",
+    short_names: &["sa"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[("Secrets", "integer", "#.secrets", 0), AGE],
+    selectable: &[],
+};
+
+/// What is asked for when a service account shall have a token.
+pub(super) const TOKEN_REQUEST: (&str, &str, &str) = ("authentication.k8s.io", "v1", "TokenRequest");
+
 pub(super) const LEASE: Core = Core {
     plural: "leases",
     singular: "lease",
@@ -168,6 +193,25 @@ pub(super) fn call(name: &'static str, (group, version, kind): (&str, &str, &str
         response: (group.to_owned(), version.to_owned(), kind.to_owned()),
         verbs: vec![verb],
     }
+}
+
+/// A kind whose objects ask something, are answered, and are kept by nobody.
+pub(super) fn review<K: k8s_openapi::Resource + JsonSchema>(
+    plural: &'static str,
+    singular: &'static str,
+    namespaced: bool,
+) -> Resource {
+    let about = Core {
+        plural,
+        singular,
+        short_names: &[],
+        namespaced,
+        status: false,
+        renew: false,
+        columns: &[],
+        selectable: &[],
+    };
+    of::<K>(about).only(&["create"])
 }
 
 /// A schema has schemas in it, which no schema without references can say; what is in one is checked by the kind's own rules.

@@ -112,6 +112,8 @@ mod tests {
             [
                 "api/v1",
                 "apis/apiextensions.k8s.io/v1",
+                "apis/authentication.k8s.io/v1",
+                "apis/authorization.k8s.io/v1",
                 "apis/coordination.k8s.io/v1",
                 "apis/events.k8s.io/v1",
                 "apis/muster.dev/v1"

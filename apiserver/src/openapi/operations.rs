@@ -225,6 +225,7 @@ fn call(resource: &Resource, subresource: &Subresource, action: &'static str) ->
             Some((&[JSON], schema("AgentOffers"))),
             Some(schema("AgentOffersResult")),
         ),
+        ("token", _) => (Some((&[JSON], schema(response))), Some(schema(response))),
         ("log", _) => (None, None),
         (_, "patch") => (Some((patches(resource), meta("Patch"))), Some(schema(response))),
         (_, "update") => (Some((&[JSON, YAML], schema(response))), Some(schema(response))),
@@ -258,7 +259,11 @@ fn call(resource: &Resource, subresource: &Subresource, action: &'static str) ->
         parameters,
         body,
         response: (
-            if subresource.name == "accept" { 201 } else { 200 },
+            if matches!(subresource.name, "accept" | "token") {
+                201
+            } else {
+                200
+            },
             media,
             response_schema,
         ),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::autoscaling::v1::Scale;
 use muster_api::wire;
 use serde_json::{Value, json};
@@ -170,6 +171,11 @@ pub(super) fn of(resource: &Resource) -> BTreeMap<String, Value> {
                 ("AgentOffers", kinds::schema_of::<wire::AgentOffers>()),
                 ("AgentOffersResult", kinds::schema_of::<wire::AgentOffersResult>()),
             ],
+            "token" => {
+                let (group, version, kind) = &subresource.response;
+                all.insert(name(group, version, kind), kinds::schema_of::<TokenRequest>());
+                Vec::new()
+            }
             _ => Vec::new(),
         };
         if subresource.name == "scale" {

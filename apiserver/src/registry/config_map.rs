@@ -23,9 +23,7 @@ impl Strategy for ConfigMaps {
         };
         for field in ["data", "binaryData"] {
             for key in keys(field) {
-                let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-                if key.is_empty() || key.len() > 253 || !key.chars().all(fine) || [".", ".."].contains(&key) {
-                    let why = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
+                if let Some(why) = key_problem(key) {
                     violations.invalid(&FieldPath::root(field).key(key), key, why);
                 }
             }
@@ -42,13 +40,26 @@ impl Strategy for ConfigMaps {
 
     fn validate_update(&self, object: &Value, old: &Value) -> Vec<Violation> {
         let mut violations = Violations::new();
-        if old["immutable"] == true {
-            for field in ["immutable", "data", "binaryData"] {
-                if object[field] != old[field] {
-                    violations.forbidden(&FieldPath::root(field), "field is immutable when `immutable` is set");
-                }
-            }
-        }
+        sealed_violations(&mut violations, object, old, &["data", "binaryData"]);
         violations.into_vec()
+    }
+}
+
+/// Why this cannot be the name of a piece of data.
+pub(super) fn key_problem(key: &str) -> Option<&'static str> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let bad = key.is_empty() || key.len() > 253 || !key.chars().all(fine) || [".", ".."].contains(&key);
+    bad.then_some("a valid config key must consist of alphanumeric characters, '-', '_' or '.'")
+}
+
+/// Once an object is `immutable`, it stays so, and these fields stay as they are.
+pub(super) fn sealed_violations(violations: &mut Violations, object: &Value, old: &Value, fields: &[&str]) {
+    if old["immutable"] != true {
+        return;
+    }
+    for field in ["immutable"].iter().chain(fields) {
+        if object[*field] != old[*field] {
+            violations.forbidden(&FieldPath::root(field), "field is immutable when `immutable` is set");
+        }
     }
 }

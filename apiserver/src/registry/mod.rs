@@ -22,6 +22,8 @@ mod namespace;
 mod offer;
 mod owners;
 mod quota;
+mod secret;
+mod service_account;
 mod strategy;
 mod task;
 mod update;

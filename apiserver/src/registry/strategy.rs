@@ -8,7 +8,8 @@ use muster_api::validation::Violation;
 use serde_json::Value;
 
 use super::{
-    Context, GuardedTxn, agent, config_map, definition, event, framework, lease, namespace, offer, quota, task,
+    Context, GuardedTxn, agent, config_map, definition, event, framework, lease, namespace, offer, quota, secret,
+    service_account, task,
 };
 use crate::error::Result;
 use crate::resource::Resource;
@@ -123,6 +124,8 @@ pub(super) fn of(resource: &Resource) -> Arc<dyn Strategy> {
         "quotas.muster.dev" => Arc::new(quota::Quotas),
         "namespaces" => Arc::new(namespace::Namespaces),
         "configmaps" => Arc::new(config_map::ConfigMaps),
+        "secrets" => Arc::new(secret::Secrets),
+        "serviceaccounts" => Arc::new(service_account::ServiceAccounts),
         "events" | "events.events.k8s.io" => Arc::new(event::Events),
         "customresourcedefinitions.apiextensions.k8s.io" => Arc::new(definition::Definitions),
         "leases.coordination.k8s.io" => Arc::new(lease::Leases),

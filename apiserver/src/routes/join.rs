@@ -248,6 +248,7 @@ fn answer(state: &State, pki: &Pki, request: &JoinRequest) -> Result<JoinAnswer>
                     .as_ref()
                     .map(|tokens| tokens.text())
                     .unwrap_or_default(),
+                encryption_key: state.membership.encryption_key.clone(),
             }),
         }),
     }

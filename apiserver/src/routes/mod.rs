@@ -3,9 +3,11 @@
 //! There is one handler for all paths, because the paths of objects have a grammar rather than a list, and because clients write
 //! them with stray slashes and ampersands. It promises that every answer but a log and the metrics is JSON, and every refusal a `Status`.
 
+mod accounts;
 mod agent_offers;
 mod answer;
 mod health;
+mod impersonation;
 mod join;
 mod lease;
 mod list;
@@ -15,6 +17,7 @@ mod ordered_watch;
 mod path;
 mod plan;
 mod resource;
+mod reviews;
 mod scale;
 pub(crate) mod tokens;
 mod watch;
@@ -29,6 +32,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, header};
 use muster_api::names;
 
+use crate::accounts::Accounts;
 use crate::auth::{self, Attributes, User};
 use crate::error::{ApiError, Result};
 use crate::params::Query;
@@ -112,17 +116,32 @@ fn authenticate(state: &State, parts: &Parts) -> Result<User> {
         .get::<Peer>()
         .and_then(|peer| peer.certificate.as_ref());
     let shown = shown.filter(|_| token.is_none());
-    let user = match shown {
-        Some(shown) if state.env.now() < shown.not_after => shown.user.clone(),
-        Some(_) => return Err(ApiError::unauthorized()),
-        None => state.authenticator.authenticate(token)?,
+    let user = match (shown, token) {
+        (Some(shown), _) if state.env.now() < shown.not_after => shown.user.clone(),
+        (Some(_), _) => return Err(ApiError::unauthorized()),
+        (None, Some(token)) => identify(state, token, &[])?.0,
+        (None, None) => state.authenticator.authenticate(None)?,
     };
     revoked::check(state, &user, shown)?;
     Ok(user)
 }
 
+/// Whose token this is, and for which of these audiences it counts; without any, for this cluster.
+pub(crate) fn identify(state: &State, token: &str, audiences: &[String]) -> Result<(User, Vec<String>)> {
+    if Accounts::is_token(token) {
+        return state.accounts.authenticate(state, token, audiences);
+    }
+    // Other tokens are for nobody but this cluster.
+    let own = state.accounts.issuer();
+    if !audiences.is_empty() && !audiences.iter().any(|audience| audience == own) {
+        return Err(ApiError::unauthorized());
+    }
+    let user = state.authenticator.authenticate(Some(token))?;
+    Ok((user, vec![own.to_owned()]))
+}
+
 async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body) -> Result<Response> {
-    let user = authenticate(state, &parts)?;
+    let user = impersonation::acting(authenticate(state, &parts)?, &parts.headers)?;
     let query = Query::parse(parts.uri.query());
     let call = Call {
         state: state.clone(),
@@ -195,6 +214,9 @@ async fn other(call: Call, path: &str) -> Result<Response> {
         .filter(|_| method == Method::DELETE)
     {
         return tokens::delete(call, id).await;
+    }
+    if let Some(document) = accounts::document(&call, path) {
+        return Ok(document);
     }
     let document = state
         .resources

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::answer::{Renderer, json_value};
 use super::path::Target;
-use super::{Call, agent_offers, lease, list, offers, scale, watch};
+use super::{Call, accounts, agent_offers, lease, list, offers, reviews, scale, watch};
 use crate::body::{self, ContentType, Decoded};
 use crate::error::{ApiError, Result};
 use crate::hub::Part;
@@ -124,6 +124,7 @@ async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Resp
         "offers" => agent_offers::write(call, target).await,
         "renew" => lease::renew(call, target).await,
         "finalize" => finalize(call, kind, target).await,
+        "token" => accounts::token(call, &kind, target).await,
         "log" => {
             catch_up(&call).await?;
             logs::answer(&call.state, &target.namespace, &target.name, &call.query).await
@@ -162,6 +163,9 @@ async fn get(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
 }
 
 async fn create(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
+    if kind.resource.is_review() {
+        return reviews::answer(call, &kind, target).await;
+    }
     let renderer = Renderer::new(&call, &kind)?;
     let params = WriteParams::new(&call.query, call.headers(), "CreateOptions")?;
     let decoded = read_object(&mut call).await?;

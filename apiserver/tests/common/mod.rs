@@ -144,6 +144,14 @@ impl Server {
         }
     }
 
+    /// Whoever has this token.
+    pub fn bearer(&self, token: &str) -> Client<'_> {
+        Client {
+            headers: vec![("authorization".to_owned(), format!("Bearer {token}"))],
+            ..self.anonymous()
+        }
+    }
+
     pub fn admin(&self) -> Client<'_> {
         self.user(User::admin())
     }

@@ -155,10 +155,26 @@ pub fn describe(object: &Value, now: Timestamp) -> String {
     }
     let mut text = fields(&head);
     let sections = object.as_object().into_iter().flatten();
+    let secret = object["apiVersion"] == "v1" && object["kind"] == "Secret";
     for (key, value) in sections.filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata")) {
-        text.push_str(&section(key, value, 0));
+        match value {
+            Value::Object(data) if secret && key == "data" => text.push_str(&section(key, &sizes(data), 0)),
+            _ => text.push_str(&section(key, value, 0)),
+        }
     }
     text
+}
+
+/// How long each value of a secret is, in place of the value.
+fn sizes(data: &serde_json::Map<String, Value>) -> Value {
+    let bytes = |value: &Value| {
+        let text = value.as_str().unwrap_or_default();
+        text.trim_end_matches('=').len() * 3 / 4
+    };
+    let sizes = data
+        .iter()
+        .map(|(key, value)| (key.clone(), format!("{} bytes", bytes(value)).into()));
+    Value::Object(sizes.collect())
 }
 
 fn fields(pairs: &[(String, String)]) -> String {

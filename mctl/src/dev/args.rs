@@ -121,6 +121,10 @@ pub struct ServerArgs {
         requires = "endpoints"
     )]
     pub join: Option<JoinToken>,
+    /// The keys by which secrets are sealed, the same for all servers of the cluster [default: `encryption-key` in the data directory]. A line
+    /// `ID KEY` each (64 hexadecimal digits); the first seals, all open.
+    #[arg(long, value_name = "FILE")]
+    pub encryption_key: Option<PathBuf>,
     /// How long this server leads without renewal, if it leads: whole seconds. A server that is gone is followed by another after so long.
     #[arg(long, value_name = "SPAN", default_value = LEASE_TTL)]
     pub lease_ttl: Span,

@@ -13,7 +13,7 @@ use muster_api::Timestamp;
 use muster_api::env::{Env as _, SystemEnv};
 use muster_api::join::{JoinAnswer, JoinRequest, JoinRole, JoinToken, RenewRequest};
 use muster_apiserver::files;
-use muster_apiserver::launch::TOKENS;
+use muster_apiserver::launch::{ENCRYPTION_KEY, TOKENS};
 use muster_apiserver::tls::{Certified, Pki, pin};
 use muster_client::{Client, Endpoints, Shown};
 use rcgen::{CertificateParams, KeyPair};
@@ -187,6 +187,11 @@ pub(super) async fn join_server(directory: &Directory, token: &JoinToken, name: 
     let tokens = directory.join(TOKENS);
     let written = files::write_private(&tokens, secrets.tokens.as_bytes());
     written.map_err(|error| Failure::new(format!("{}: {error}", tokens.display())))?;
+    if !secrets.encryption_key.is_empty() {
+        let keys = directory.join(ENCRYPTION_KEY);
+        let written = files::write_private(&keys, secrets.encryption_key.as_bytes());
+        written.map_err(|error| Failure::new(format!("{}: {error}", keys.display())))?;
+    }
     // The authority comes last, so a crash before it leaves a directory that joins again.
     Pki::adopt(&pki, &answer.ca, &secrets.ca_key).map_err(|error| because("the certificates", &error))?;
     Ok(true)

@@ -300,6 +300,7 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
         names: args.advertise.clone(),
         name: args.name.clone().unwrap_or_default(),
         agent_life: args.agent_certificates.duration(),
+        encryption_key: args.encryption_key.clone(),
     };
     if let Some(token) = &args.join {
         let name = args.name.clone().unwrap_or_else(agents::own_name);

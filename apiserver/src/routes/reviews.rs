@@ -1,0 +1,118 @@
+//! Reviews: objects that ask something, are answered, and are kept by nobody. Who am I, may I, may they, whose token is this.
+//!
+//! What must never happen here: an answer that differs from what [`auth::authorize`] does with the request itself.
+
+use axum::response::Response;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::answer::json_value;
+use super::path::Target;
+use super::{Call, accounts};
+use crate::auth::{self, Attributes, User};
+use crate::body::{self, ContentType};
+use crate::error::{ApiError, Result};
+use crate::registry::Kind;
+
+/// What is written into `status.reason` of what is allowed.
+const ALLOWED: &str = "the rules of the server allow it";
+
+/// Answers a review, if its sender may ask.
+pub(super) async fn answer(mut call: Call, kind: &Kind, target: Target) -> Result<Response> {
+    let own = kind.resource.kind.starts_with("Self");
+    if !own {
+        call.authorize(&target, "create", "")?;
+    }
+    let mut review = read(&mut call).await?;
+    let status = match kind.resource.kind.as_str() {
+        "TokenReview" => accounts::review(&call, &review["spec"]).await?,
+        "SelfSubjectReview" => json!({"userInfo": info(&call.user)}),
+        "SelfSubjectAccessReview" => access(&call.user, &review["spec"], None)?,
+        "SubjectAccessReview" => access(&subject(&review["spec"])?, &review["spec"], None)?,
+        "LocalSubjectAccessReview" => access(&subject(&review["spec"])?, &review["spec"], Some(&target.namespace))?,
+        _ => return Err(ApiError::unknown_path()),
+    };
+    review["apiVersion"] = json!(kind.resource.api_version());
+    review["kind"] = json!(kind.resource.kind);
+    if !review["metadata"].is_object() {
+        review["metadata"] = json!({});
+    }
+    review["status"] = status;
+    Ok(json_value(StatusCode::CREATED, &review))
+}
+
+/// The body, which must be an object or nothing.
+pub(super) async fn read(call: &mut Call) -> Result<Value> {
+    let content_type = ContentType::of(call.headers());
+    let bytes = body::read(call.take_body()).await?;
+    if bytes.is_empty() {
+        return Ok(json!({}));
+    }
+    Ok(body::object(content_type, &bytes)?.value)
+}
+
+/// Texts of a list.
+pub(super) fn texts(value: &Value) -> Vec<String> {
+    let items = value.as_array().into_iter().flatten();
+    items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+/// A user as reviews show one.
+pub(super) fn info(user: &User) -> Value {
+    let mut groups = user.groups.clone();
+    const AUTHENTICATED: &str = "system:authenticated";
+    if !user.is_anonymous() && !user.in_group(AUTHENTICATED) {
+        groups.push(AUTHENTICATED.to_owned());
+    }
+    json!({"username": user.name, "groups": groups})
+}
+
+/// Whom a review asks about.
+fn subject(spec: &Value) -> Result<User> {
+    let user = User {
+        name: spec["user"].as_str().unwrap_or_default().to_owned(),
+        groups: texts(&spec["groups"]),
+    };
+    if user.name.is_empty() && user.groups.is_empty() {
+        return Err(ApiError::bad_request(
+            "spec: at least one of user or groups must be given",
+        ));
+    }
+    Ok(user)
+}
+
+fn access(user: &User, spec: &Value, namespace: Option<&str>) -> Result<Value> {
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    if resource.is_object() == path.is_object() {
+        let message = "spec: exactly one of resourceAttributes and nonResourceAttributes must be given";
+        return Err(ApiError::bad_request(message));
+    }
+    fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+        value[field].as_str().unwrap_or_default()
+    }
+    let asked = if resource.is_object() {
+        if namespace.is_some_and(|namespace| namespace != text(resource, "namespace")) {
+            let message = "spec.resourceAttributes.namespace must be the namespace of the review";
+            return Err(ApiError::bad_request(message));
+        }
+        Attributes {
+            verb: text(resource, "verb"),
+            group: text(resource, "group"),
+            resource: text(resource, "resource"),
+            subresource: text(resource, "subresource"),
+            namespace: text(resource, "namespace"),
+            name: text(resource, "name"),
+            path: "",
+        }
+    } else {
+        Attributes {
+            verb: text(path, "verb"),
+            path: text(path, "path"),
+            ..Attributes::default()
+        }
+    };
+    Ok(match auth::authorize(user, &asked) {
+        Ok(()) => json!({"allowed": true, "reason": ALLOWED}),
+        Err(error) => json!({"allowed": false, "reason": error.message}),
+    })
+}
