@@ -79,5 +79,11 @@ pub const RULE_STEPS: u64 = 5_000_000;
 pub const RULE_BYTES: u64 = 64 << 20;
 /// Rules in one place of a schema.
 pub const RULES: usize = 100;
-/// The longest rule.
-pub const RULE_CHARS: usize = 10_000;
+/// The longest rule. Its parser recurses with what lies in each other, so that is bounded before it begins.
+pub const RULE_CHARS: usize = 4_096;
+/// How deep brackets of a rule may lie in each other. As Kubernetes.
+pub const RULE_DEPTH: usize = 32;
+/// How deep expressions of a rule may lie in each other: evaluating recurses as deep, on threads with 2 MiB of stack.
+pub const RULE_LEVELS: u32 = 100;
+/// Conditionals (`a ? b : c`) in a rule.
+pub const RULE_CONDITIONALS: usize = 32;

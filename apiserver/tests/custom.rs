@@ -454,6 +454,15 @@ async fn a_definition_goes_with_its_objects() {
     held["metadata"]["finalizers"] = json!(["example.com/hold"]);
     admin.post(WIDGETS, &held).await.expect(201);
     let path = format!("{DEFINITIONS}/widgets.example.com");
+    let kept = admin
+        .merge(&path, &json!({"metadata": {"finalizers": null}}))
+        .await
+        .expect(200)
+        .json;
+    assert_eq!(
+        kept["metadata"]["finalizers"],
+        json!(["customresourcecleanup.apiextensions.k8s.io"])
+    );
     let going = admin.delete(&path).await.expect(200).json;
     assert_eq!(condition(&going, "Terminating"), "True InstanceDeletionInProgress");
     let answer = admin

@@ -73,3 +73,18 @@ fn kubectl_and_mctl_apply_the_same_object_in_turn() -> Result<()> {
     assert_eq!(weight, "4");
     Ok(())
 }
+
+#[test]
+fn kubectl_creates_what_it_has_commands_for() -> Result<()> {
+    let cluster = Cluster::start(&[])?;
+    // From 1.32 on it sends these as protobuf.
+    assert_eq!(
+        cluster.kubectl(&["create", "namespace", "demo"], "").ok(),
+        "namespace/demo created\n"
+    );
+    let map = ["create", "configmap", "map", "-n", "demo", "--from-literal=a=b"];
+    cluster.kubectl(&map, "").ok();
+    let data = ["get", "configmap", "map", "-n", "demo", "-o", "jsonpath={.data}"];
+    assert_eq!(cluster.kubectl(&data, "").ok(), r#"{"a":"b"}"#);
+    Ok(())
+}

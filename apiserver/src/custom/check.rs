@@ -46,20 +46,6 @@ fn group(definition: &Value, path: &FieldPath, out: &mut Violations) {
     if !group.contains('.') {
         out.invalid(&at, group, "should be a domain with at least one dot");
     }
-    // Their paths are the server's own.
-    let own = [
-        muster_api::names::GROUP,
-        "coordination.k8s.io",
-        "events.k8s.io",
-        "apiextensions.k8s.io",
-        "rbac.authorization.k8s.io",
-    ];
-    if own.contains(&group) {
-        out.forbidden(
-            &at,
-            &format!("the group {group} has the server's own kinds; choose one of your own"),
-        );
-    }
     let protected = [".k8s.io", ".kubernetes.io"]
         .iter()
         .any(|suffix| group.ends_with(suffix));
@@ -207,25 +193,34 @@ fn scale(scale: &Value, path: &FieldPath, out: &mut Violations) {
     if !scale.is_object() {
         return;
     }
-    for (field, below, needed) in [
-        ("specReplicasPath", &[".spec."][..], true),
-        ("statusReplicasPath", &[".status."], true),
-        ("labelSelectorPath", &[".spec.", ".status."], false),
-    ] {
+    let paths = [
+        (
+            "specReplicasPath",
+            &[".spec."][..],
+            "should be a json path under .spec",
+            true,
+        ),
+        (
+            "statusReplicasPath",
+            &[".status."],
+            "should be a json path under .status",
+            true,
+        ),
+        (
+            "labelSelectorPath",
+            &[".spec.", ".status."],
+            "should be a json path under either .spec or .status",
+            false,
+        ),
+    ];
+    for (field, below, why, needed) in paths {
         let (way, at) = (text(&scale[field]), path.field(field));
         if way.is_empty() {
             if needed {
                 out.required(&at, "");
             }
         } else if !below.iter().any(|below| way.starts_with(below)) || way.contains(['[', ']']) {
-            out.invalid(
-                &at,
-                way,
-                &format!(
-                    "should be a json path under {}",
-                    below.join(" or ").replace(". ", " ").trim_end_matches('.')
-                ),
-            );
+            out.invalid(&at, way, why);
         }
     }
 }

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::holds;
-use crate::resource::Resource;
 
 /// The names that others have in a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,20 +19,6 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    /// Adds those of a kind that the server is built with.
-    pub(crate) fn add_resource(&mut self, resource: &Resource) {
-        let Resource {
-            plural,
-            singular,
-            short_names,
-            ..
-        } = resource;
-        self.resources
-            .extend([plural, singular].into_iter().chain(short_names).cloned());
-        self.kinds
-            .extend([resource.kind.clone(), format!("{}List", resource.kind)]);
-    }
-
     /// Adds those that a definition has been given.
     pub(crate) fn add(&mut self, definition: &Value) {
         let names = &definition["status"]["acceptedNames"];

@@ -2,7 +2,7 @@
 //!
 //! Its status is derived from what it asks for and from what others have, here and nowhere else, whoever writes it.
 
-use muster_api::validation::Violation;
+use muster_api::validation::{FieldPath, Violation, Violations};
 use muster_store::Revision;
 use serde_json::{Value, json};
 
@@ -18,10 +18,6 @@ fn taken(context: &Context<'_>, definition: &Value) -> (Taken, Revision) {
     let group = definition["spec"]["group"].as_str().unwrap_or_default();
     let mut taken = Taken::default();
     let resources = &context.state.resources;
-    let built_in = resources.built_in().iter().map(|kind| &kind.resource);
-    for resource in built_in.filter(|resource| resource.group == group) {
-        taken.add_resource(resource);
-    }
     let Some(kind) = resources.stored(DEFINITIONS) else {
         return (taken, 0);
     };
@@ -40,10 +36,41 @@ fn taken(context: &Context<'_>, definition: &Value) -> (Taken, Revision) {
     (taken, found.revision)
 }
 
+/// The paths of the server's own groups are its own.
+fn refuse_own_group(context: &Context<'_>, definition: &Value) -> Result<()> {
+    let resources = &context.state.resources;
+    let group = definition["spec"]["group"].as_str().unwrap_or_default();
+    let own = resources.built_in().iter().any(|kind| kind.resource.group == group);
+    if group.is_empty() || !own {
+        return Ok(());
+    }
+    let mut violations = Violations::new();
+    let path = FieldPath::root("spec").field("group");
+    violations.forbidden(
+        &path,
+        &format!("the group \"{group}\" has the server's own kinds; choose one of your own"),
+    );
+    let kind = resources.stored(DEFINITIONS).ok_or_else(ApiError::unknown_path)?;
+    Err(ApiError::invalid_object(
+        &kind.resource,
+        metadata::text(definition, "name"),
+        violations.into_vec(),
+    ))
+}
+
 fn derive(context: &Context<'_>, object: &mut Value) {
     let (taken, _) = taken(context, object);
     let status = custom::status(object, &taken, &metadata::seconds(context.now));
     object["status"] = status;
+}
+
+/// A definition does not go before its objects, whoever forgets to say so.
+fn hold(object: &mut Value) {
+    let mut finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    if !finalizers.contains(&json!(FINALIZER)) {
+        finalizers.push(json!(FINALIZER));
+        object["metadata"]["finalizers"] = json!(finalizers);
+    }
 }
 
 /// What is the same for all who leave it out.
@@ -72,18 +99,18 @@ fn complete(object: &mut Value) {
 
 impl Strategy for Definitions {
     fn prepare_create(&self, context: &Context<'_>, object: &mut Value) -> Result<()> {
+        refuse_own_group(context, object)?;
         complete(object);
-        let mut finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-        if !finalizers.contains(&json!(FINALIZER)) {
-            finalizers.push(json!(FINALIZER));
-        }
-        object["metadata"]["finalizers"] = json!(finalizers);
+        hold(object);
         derive(context, object);
         Ok(())
     }
 
-    fn prepare_update(&self, context: &Context<'_>, object: &mut Value, _old: &Value) -> Result<()> {
+    fn prepare_update(&self, context: &Context<'_>, object: &mut Value, old: &Value) -> Result<()> {
         complete(object);
+        if old["metadata"]["deletionTimestamp"].is_null() {
+            hold(object);
+        }
         derive(context, object);
         Ok(())
     }

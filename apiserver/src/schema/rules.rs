@@ -170,17 +170,59 @@ fn expression_problem(text: &str, tracked: bool) -> Option<String> {
     if text.chars().count() > limits::RULE_CHARS {
         return Some(format!("a rule may have at most {} characters", limits::RULE_CHARS));
     }
+    if depth(text) > limits::RULE_DEPTH || text.matches('?').count() > limits::RULE_CONDITIONALS {
+        let (brackets, conditionals) = (limits::RULE_DEPTH, limits::RULE_CONDITIONALS);
+        return Some(format!(
+            "a rule may have {brackets} brackets in each other and {conditionals} conditionals at most"
+        ));
+    }
+    // Parsing recurses, too, with what has no brackets. What it makes of it is given back only when it is known not to be deep.
+    let parsed = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(PARSER_STACK);
+        thread
+            .spawn_scoped(scope, || parsing_problem(text, tracked))?
+            .join()
+            .map_err(|_| std::io::Error::other("the parser gave up"))
+    });
+    parsed.unwrap_or_else(|error| Some(format!("compilation failed: {error}")))
+}
+
+/// Enough for the longest rule, whatever it is.
+const PARSER_STACK: usize = 64 << 20;
+
+fn parsing_problem(text: &str, tracked: bool) -> Option<String> {
     let program = match kube_cel::cel::Program::compile(text) {
         Ok(program) => program,
         Err(error) => return Some(format!("compilation failed: {}", error.to_string().trim())),
     };
-    if let Some(unknown) = measure(&program.expression().expr).unknown {
+    let cost = measure(&program.expression().expr);
+    if cost.levels > limits::RULE_LEVELS {
+        return Some(format!(
+            "expressions may lie {} deep in each other at most",
+            limits::RULE_LEVELS
+        ));
+    }
+    if let Some(unknown) = cost.unknown {
         return Some(format!("compilation failed: undeclared reference to '{unknown}'"));
     }
     let looks_back = program.references().has_variable("oldSelf");
     let why = "oldSelf cannot be used on the uncorrelatable portion of the schema: items of a list have a past only if its \
                x-kubernetes-list-type is map";
     (looks_back && !tracked).then(|| why.to_owned())
+}
+
+/// How deep brackets lie in each other; those in texts count too.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut most) = (0usize, 0);
+    for character in text.chars() {
+        match character {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => (),
+        }
+        most = most.max(depth);
+    }
+    most
 }
 
 impl Schema {
@@ -460,6 +502,27 @@ mod tests {
         assert!(said(json!({"rule": "true", "messageExpression": "self +"}), true).starts_with("messageExpression: "));
         assert!(said(json!({"rule": "true", "reason": "Whatever"}), true).starts_with("reason: must be one of"));
         assert!(said(json!({"rule": "self == oldSelf"}), false).starts_with("rule: oldSelf cannot be used"));
+    }
+
+    #[test]
+    fn what_lies_deep_in_itself_is_refused_or_read() {
+        let read = |rule: String| {
+            let schema = json!({"type": "object", "x-kubernetes-validations": [{"rule": rule}]});
+            problems(&schema, true).is_empty()
+        };
+        let wrapped =
+            |open: &str, count: usize, close: &str| format!("{}true{}", open.repeat(count), close.repeat(count));
+        assert!(read(wrapped("(", 32, ")")));
+        assert!(!read(wrapped("(", 33, ")")) && !read(wrapped("[", 2000, "]")));
+        assert!(read(wrapped("true ? false : ", 32, "")) && !read(wrapped("true ? false : ", 33, "")));
+        assert!(read(format!("self{} == 1", ".a".repeat(90))) && !read(format!("self{} == 1", ".a".repeat(2000))));
+        // Whatever becomes of these, they are answered.
+        let _ = (
+            read(wrapped("!", 4000, "")),
+            read(format!("true{}", " && true".repeat(500))),
+            read(format!("1{} > 1", " + 1".repeat(1000))),
+        );
+        assert!(!read("x".repeat(5000)));
     }
 
     #[test]

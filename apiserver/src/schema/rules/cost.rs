@@ -8,6 +8,10 @@ use serde_json::Value;
 pub(super) struct Cost {
     /// Words.
     words: u64,
+    /// How deep expressions lie in each other.
+    pub(super) levels: u32,
+    /// How deep the one lies that is looked at.
+    level: u32,
     /// How deep loops lie in each other.
     loops: u32,
     /// The longest list in the rule itself.
@@ -96,6 +100,8 @@ pub(super) fn measure(expression: &Expr) -> Cost {
 fn visit<'a>(expression: &'a Expr, loops: u32, bound: &mut Vec<&'a str>, cost: &mut Cost) {
     cost.words += 1;
     cost.loops = cost.loops.max(loops);
+    cost.level += 1;
+    cost.levels = cost.levels.max(cost.level);
     match expression {
         Expr::Unspecified => (),
         Expr::Literal(literal) => {
@@ -146,6 +152,7 @@ fn visit<'a>(expression: &'a Expr, loops: u32, bound: &mut Vec<&'a str>, cost: &
             bound.truncate(outside);
         }
     }
+    cost.level -= 1;
 }
 
 fn entries<'a>(all: impl Iterator<Item = &'a EntryExpr>, loops: u32, bound: &mut Vec<&'a str>, cost: &mut Cost) {
