@@ -6,6 +6,8 @@
 //! time lasts, the account that it names exists (the very one, by uid), and so does the object that it is bound to; a token for somebody
 //! else is none here. What must never happen here: an algorithm that the token chooses. Tested below and in `tests/accounts.rs`.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use muster_api::Timestamp;
@@ -105,12 +107,12 @@ pub(crate) enum Bound {
 
 impl Bound {
     /// Where its objects are.
-    pub(crate) fn kind(self, state: &State) -> Option<&Kind> {
+    pub(crate) fn kind(self, state: &State) -> Option<Arc<Kind>> {
         let qualified = match self {
             Bound::Secret => "secrets",
             Bound::Task => "tasks.muster.dev",
         };
-        state.resources.stored(qualified).map(|kind| &**kind)
+        state.resources.stored(qualified)
     }
 }
 
@@ -265,8 +267,8 @@ impl Accounts {
             secret,
             task,
         } = &claims.about;
-        let account = state.resources.stored("serviceaccounts").map(|kind| &**kind);
-        let lives = |kind: Option<&Kind>, named: &Named| {
+        let account = state.resources.stored("serviceaccounts");
+        let lives = |kind: Option<Arc<Kind>>, named: &Named| {
             let key = kind.map(|kind| keys::object(&kind.stored, namespace, &named.name));
             let found = key.and_then(|key| state.hub.get(&key)).map(|object| object.json());
             found.is_some_and(|found| found["metadata"]["uid"] == named.uid.as_str())
