@@ -68,6 +68,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // What it has of tasks that have just ended would stay.
+        for task in self.ctr(&["tasks", "ls", "-q"]).unwrap_or_default().lines() {
+            let _ = self.ctr(&["tasks", "rm", "--force", task]);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
