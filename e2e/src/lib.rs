@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 
 pub mod evidence;
+pub mod example;
 pub mod fleet;
 pub mod lab;
 pub mod parts;

@@ -2,11 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -14,7 +10,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config, CustomResource, CustomResourceExt, ResourceExt};
-use muster_e2e::{Cluster, PATIENCE, mctl_binary};
+use muster_e2e::example::{self, Example};
+use muster_e2e::{Cluster, PATIENCE};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -164,48 +161,8 @@ async fn a_derived_kind_is_like_any_other() -> Result<()> {
 
     let definitions: Api<CustomResourceDefinition> = Api::all(client);
     definitions.delete(Sensor::crd_name(), &DeleteParams::default()).await?;
-    let gone = await_condition(definitions, Sensor::crd_name(), conditions::is_deleted(""));
-    drop(gone);
     cluster.wait_until("the kind to go", || cluster.kubectl(&["get", "sensors"], "").code != 0)?;
     Ok(())
-}
-
-/// A controller that runs beside the cluster.
-struct Program {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Program {
-    fn start(cluster: &Cluster, program: &Path, args: &[&Path]) -> Result<Program> {
-        let log = cluster.home().join("controller.log");
-        let output = File::create(&log)?;
-        let mut command: Command = cluster.command(program);
-        command.args(args).stdin(Stdio::null());
-        command.stdout(output.try_clone()?).stderr(output);
-        let child = command
-            .spawn()
-            .with_context(|| format!("cannot run {}", program.display()))?;
-        Ok(Program { child, log })
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).expect("the log is there")
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn example(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../manifests/examples")
-        .join(path)
 }
 
 fn read(cluster: &Cluster, kind: &str, name: &str, path: &str) -> String {
@@ -216,17 +173,11 @@ fn read(cluster: &Cluster, kind: &str, name: &str, path: &str) -> String {
 #[test]
 fn the_example_in_rust_defines_a_kind_and_reconciles_it() -> Result<()> {
     let cluster = Cluster::start(&[])?;
-    let program = mctl_binary().with_file_name("examples").join("batch");
-    ensure!(
-        program.exists(),
-        "{} is missing; build it with: cargo build -p muster-e2e --examples",
-        program.display()
-    );
-    let controller = Program::start(&cluster, &program, &[])?;
+    let controller = Example::rust(&cluster, "batch")?;
     cluster.wait_until("the kind to be served", || {
         controller.said().contains("batches are served")
     })?;
-    let manifest = example("batch/batch.yaml").display().to_string();
+    let manifest = example::path("batch/batch.yaml").display().to_string();
     cluster.kubectl(&["apply", "-f", &manifest], "").ok();
     let finished = |count: &str| read(&cluster, "batch", "greetings", ".status.finished") == count;
     cluster.wait_until(&format!("three tasks to finish: {}", controller.said()), || {
@@ -245,7 +196,7 @@ fn the_example_in_rust_defines_a_kind_and_reconciles_it() -> Result<()> {
 #[test]
 fn the_example_in_python_reconciles_a_kind_that_kubectl_defines() -> Result<()> {
     let cluster = Cluster::start(&[])?;
-    let path = |name: &str| example(name).display().to_string();
+    let path = |name: &str| example::path(name).display().to_string();
     cluster.kubectl(&["apply", "-f", &path("sweep/kind.yaml")], "").ok();
     cluster
         .kubectl(
@@ -253,8 +204,7 @@ fn the_example_in_python_reconciles_a_kind_that_kubectl_defines() -> Result<()> 
             "",
         )
         .ok();
-    // By Debian's Python, whose `python3-kubernetes` is what the tests install.
-    let controller = Program::start(&cluster, Path::new("/usr/bin/python3"), &[&example("sweep/sweep.py")])?;
+    let controller = Example::python(&cluster, "sweep/sweep.py")?;
     cluster.kubectl(&["apply", "-f", &path("sweep/colors.yaml")], "").ok();
     cluster.wait_until("both tasks to end", || {
         read(&cluster, "sweep", "colors", ".status.done") == "2/2"
