@@ -1,9 +1,9 @@
 //! Puts load on a server over HTTPS and prints what came of it as one line of JSON; `hack/bench` runs it.
 //!
-//!     load create|get --connections 64 --count 20000 --kubeconfig FILE
+//!     load create|get|patch --connections 64 --count 20000 --kubeconfig FILE
 //!     load watch --connections 1000 --count 100 --rate 10 --kubeconfig FILE
 //!
-//! `create` makes tasks of 1.2 KB, `get` reads them; each connection sends one request after the other over HTTP/1.1, and bytes are compared
+//! `create` makes tasks of 1.2 KB, `get` reads them, `patch` changes an annotation of each; each connection sends one request after the other over HTTP/1.1, and bytes are compared
 //! and not parsed, so that the client costs little of the machine that it shares with the server. `watch` opens so many watches, writes at that rate,
 //! and says how late the watches saw each write.
 
@@ -28,10 +28,14 @@ use tokio_rustls::client::TlsStream;
 const TASKS: &str = "/apis/muster.dev/v1/namespaces/default/tasks";
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
+/// What `patch` sends for each task.
+const CHANGE: &str = r#"{"metadata":{"annotations":{"changed":"yes"}}}"#;
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Work {
     Create,
     Get,
+    Patch,
     Watch,
 }
 
@@ -50,6 +54,9 @@ struct Args {
     /// What the names begin with.
     #[arg(long, default_value = "load")]
     prefix: String,
+    /// Create config maps, which no controller minds, instead of tasks.
+    #[arg(long)]
+    config_maps: bool,
     #[arg(long)]
     kubeconfig: std::path::PathBuf,
 }
@@ -95,9 +102,10 @@ impl Target {
 
     fn request(&self, method: &str, path: &str, body: &str) -> String {
         let (address, token, length) = (&self.address, &self.token, body.len());
+        let kind = if method == "PATCH" { "merge-patch+json" } else { "json" };
         format!(
             "{method} {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\n\
-             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+             content-type: application/{kind}\r\ncontent-length: {length}\r\n\r\n{body}"
         )
     }
 }
@@ -145,6 +153,13 @@ fn task(name: &str) -> String {
     )
 }
 
+fn config_map(name: &str) -> String {
+    let filler = "0123456789".repeat(100);
+    format!(
+        r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}","labels":{{"load":"create"}}}},"data":{{"filler":"{filler}"}}}}"#
+    )
+}
+
 /// Every request by whichever connection is free; seconds altogether, and milliseconds of each.
 async fn requests(args: &Args, target: Arc<Target>) -> anyhow::Result<(f64, Vec<f64>)> {
     let next = Arc::new(AtomicUsize::new(0));
@@ -163,7 +178,11 @@ async fn requests(args: &Args, target: Arc<Target>) -> anyhow::Result<(f64, Vec<
                 }
                 let name = format!("{}-{number}", args.prefix);
                 let (request, code) = match args.work {
+                    Work::Create if args.config_maps => {
+                        (target.request("POST", CONFIG_MAPS, &config_map(&name)), "201")
+                    }
                     Work::Create => (target.request("POST", TASKS, &task(&name)), "201"),
+                    Work::Patch => (target.request("PATCH", &format!("{TASKS}/{name}"), CHANGE), "200"),
                     _ => (target.request("GET", &format!("{TASKS}/{name}"), ""), "200"),
                 };
                 let began = Instant::now();
@@ -255,7 +274,7 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let target = Arc::new(Target::read(&args.kubeconfig)?);
     let (seconds, mut milliseconds) = match args.work {
-        Work::Create | Work::Get => requests(&args, target).await?,
+        Work::Create | Work::Get | Work::Patch => requests(&args, target).await?,
         Work::Watch => watches(&args, target).await?,
     };
     milliseconds.sort_by(f64::total_cmp);

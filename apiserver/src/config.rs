@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use muster_api::env::SystemEnv;
+use muster_apiserver::etcd_args::EtcdArgs;
 use muster_apiserver::launch::{self, Options};
+use muster_store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// The API server of Muster, with an embedded store.
+/// The API server of Muster.
 #[derive(Debug, clap::Parser)]
 #[command(version)]
 pub(crate) struct Args {
@@ -25,6 +27,9 @@ pub(crate) struct Args {
     /// A name or address that clients reach the server by, besides those of this machine; may be given several times.
     #[arg(long = "tls-name", value_name = "NAME")]
     names: Vec<String>,
+    /// The etcd that keeps the cluster, for several servers; without one it is kept in the data directory.
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// What to log, as in `info` or `muster_apiserver=debug`.
     #[arg(long, value_name = "FILTER", env = "MUSTER_LOG", default_value = "info")]
     log: String,
@@ -48,7 +53,11 @@ impl Args {
             names: self.names,
             ..Options::default()
         };
-        let store = launch::open_store(&options.data_dir, &SystemEnv)?;
+        let store: Arc<dyn Store> = if self.etcd.is_given() {
+            self.etcd.open_of(&options.data_dir).await?
+        } else {
+            launch::open_store(&options.data_dir, &SystemEnv)?
+        };
         let running = launch::start(&options, store, Arc::new(SystemEnv), stop.clone()).await?;
         tracing::info!(
             server = running.access.server,

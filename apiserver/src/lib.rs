@@ -16,6 +16,7 @@ pub mod custom;
 pub mod discovery;
 pub mod documents;
 pub mod error;
+pub mod etcd_args;
 pub mod files;
 pub mod hub;
 pub mod keys;

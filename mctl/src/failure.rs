@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use muster_apiserver::etcd_args::EtcdArgsError;
+
 use crate::manifest::Report;
 
 /// How the command ended, for scripts. The numbers are documented and do not change.
@@ -106,6 +108,12 @@ impl From<std::io::Error> for Failure {
             std::io::ErrorKind::BrokenPipe => Failure::BrokenPipe,
             _ => Failure::new(error.to_string()),
         }
+    }
+}
+
+impl From<EtcdArgsError> for Failure {
+    fn from(error: EtcdArgsError) -> Failure {
+        Failure::new(error.to_string())
     }
 }
 

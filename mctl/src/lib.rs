@@ -11,7 +11,6 @@ pub mod cli;
 pub mod commands;
 pub mod dev;
 pub mod discovery;
-pub mod etcd_args;
 pub mod failure;
 pub mod jsonpath;
 pub mod kubeconfig;

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-
-use crate::etcd_args::EtcdArgs;
+use muster_apiserver::etcd_args::EtcdArgs;
 
 /// `mctl backup`.
 #[derive(Debug, Subcommand)]

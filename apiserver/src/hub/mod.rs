@@ -329,6 +329,33 @@ impl Hub {
         }
     }
 
+    /// The position for whoever has seen an event of this kind of `revision`, and perhaps not all of them that are `wanted`: writes that have one
+    /// revision reach a watch together, but its connection may break in between. If there are several, they are told again.
+    pub fn resume(&self, revision: Revision, kind: KindId, wanted: impl Fn(&Event) -> bool) -> Result<Position, Left> {
+        let after = self.position(revision)?;
+        let Some(before) = revision.checked_sub(1) else {
+            return Ok(after);
+        };
+        let state = self.read();
+        let first = state
+            .ring
+            .after(before)
+            .and_then(|first| Some((first, state.ring.from(first)?)));
+        let Some((number, slots)) = first else {
+            return Ok(after);
+        };
+        let of_revision = slots.take_while(|slot| slot.revision == revision);
+        let seen = of_revision.filter(|slot| slot.kind == kind && wanted(&state.event(slot)));
+        Ok(if seen.take(2).count() < 2 {
+            after
+        } else {
+            Position {
+                number,
+                revision: before,
+            }
+        })
+    }
+
     /// Goes on from `position`, by about `most` events or [`limits::WATCH_BYTES`], and returns those of the kinds that are `wanted`, and whether there are more to look at. Events
     /// of one revision are not torn apart.
     pub fn advance(

@@ -159,3 +159,31 @@ async fn nobody_waits_for_ever() {
         }
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_that_may_have_been_torn_is_told_again() {
+    let (store, hub) = started(100).await;
+    let alone = write(&*store, "a", true).await;
+    let object = |name| {
+        let object = json!({"metadata": {"name": name, "labels": {"on": "true"}}});
+        let key = crate::keys::object(config_maps(), "d", name);
+        Op::put(key, encode("v1", "ConfigMap", object.as_object().cloned().unwrap()))
+    };
+    let txn = Txn {
+        compares: vec![Compare::absent(Key::new("nothing"))],
+        ops: vec![object("b"), object("c")],
+    };
+    let both = store.commit(txn).await.unwrap();
+    hub.reach(both, Duration::from_secs(1)).await.unwrap();
+    let told = |revision, wanted: &dyn Fn(&Event) -> bool| {
+        let mut position = hub.resume(revision, KindId(0), wanted).unwrap();
+        let (events, _) = hub.advance(&mut position, |kind| kind == KindId(0), 10).unwrap();
+        assert_eq!(position.revision, both);
+        let names = events.iter().map(|event| event.object().name().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(told(alone, &|_| true), ["b", "c"]);
+    assert_eq!(told(both, &|_| true), ["b", "c"]);
+    // Who waits for one of them has seen it.
+    assert!(told(both, &|event| event.object().name() == "b").is_empty());
+}

@@ -81,7 +81,10 @@ async fn begin(
             Ok((Vec::new(), position))
         }
         Start::After(revision) => {
-            let position = hub.position(revision);
+            let position = hub.resume(revision, kind.id, |event| {
+                let mut versions = event.before.iter().chain(&event.current);
+                versions.any(|object| filter.matches(object))
+            });
             let position = position.map_err(|left| ApiError::too_old(revision, left.floor))?;
             Ok((Vec::new(), position))
         }

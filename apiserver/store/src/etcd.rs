@@ -22,6 +22,7 @@
 
 mod calls;
 mod compaction;
+mod envelopes;
 mod layout;
 mod members;
 mod slots;
@@ -41,6 +42,7 @@ use crate::types::{
     CommitError, Entry, Error, Key, LeaseError, LeaseId, Listing, Page, Prefix, Revision, Txn, WatchStream,
 };
 pub use compaction::Compaction;
+use envelopes::Envelopes;
 use layout::Layout;
 use members::Members;
 use slots::Slots;
@@ -118,6 +120,7 @@ pub(crate) struct Shared {
     /// The record of the cluster's UID.
     identity: Identity,
     slots: Slots,
+    envelopes: Envelopes,
     /// The newest revision that any answer has shown.
     newest: signal::Sender<Revision>,
     failed: OnceLock<String>,
@@ -150,6 +153,7 @@ impl EtcdStore {
             layout,
             identity,
             slots,
+            envelopes: Envelopes::default(),
             newest: signal::Sender::new(newest),
             failed: OnceLock::new(),
             progress_after: config.progress_after,

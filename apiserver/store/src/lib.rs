@@ -50,7 +50,8 @@ pub trait Store: Send + Sync + 'static {
     /// The entries under `prefix` in key order, and the revision that they were read at.
     async fn list(&self, prefix: &Prefix, page: Page) -> Result<Listing, Error>;
 
-    /// Checks every compare and then does every put and delete, atomically, at one new revision, which is returned.
+    /// Checks every compare and then does every put and delete, atomically, at one new revision, which is returned. Transactions that are
+    /// committed at the same time may share it, if they have no keys in common.
     ///
     /// A transaction without operations writes nothing and returns the current revision. Deleting an absent key is not
     /// an error; to write a key twice, or the empty key, is ([`Error::Fatal`]). A transaction whose compares all hold and

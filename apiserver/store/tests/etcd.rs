@@ -82,6 +82,69 @@ async fn names(store: &EtcdStore) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn transactions_that_travel_together_are_answered_each_for_itself() {
+    let cluster = EtcdCluster::start(EtcdOptions::default()).await;
+    let store = open(cluster.config("/muster/default")).await;
+    let taken = put(&store, "taken").await;
+    let mut watch = store.watch(&Prefix::new("n/"), taken);
+    let commits = (0..200).map(|number| {
+        let compares = match number % 4 {
+            // Not as it is: it was written at another revision.
+            0 => Compare::modified(Key::new("taken"), taken - 1),
+            // The same key as the next one's.
+            1 => Compare::absent(Key::new(format!("n/{}", number + 1))),
+            _ => Compare::absent(Key::new(format!("n/{number}"))),
+        };
+        let key = Key::new(format!("n/{}", number + usize::from(number % 4 == 1)));
+        store.commit(Txn {
+            compares: vec![compares],
+            ops: vec![Op::put(key, number.to_string())],
+        })
+    });
+    let answers = futures::future::join_all(commits).await;
+    let mut revisions = Vec::new();
+    for (number, answer) in answers.iter().enumerate() {
+        match (number % 4, answer) {
+            (0, Err(CommitError::Conflict { current })) => {
+                let entry = current[0].as_ref().expect("it is there");
+                assert_eq!((entry.key.as_str(), entry.mod_revision), ("taken", taken));
+            }
+            (3, Ok(revision)) => revisions.push(*revision),
+            (1, first) => {
+                let (winner, loser) = match (first, &answers[number + 1]) {
+                    (Ok(_), loser @ Err(_)) => (number, loser),
+                    (loser @ Err(_), Ok(_)) => (number + 1, loser),
+                    both => panic!("exactly one of two makes the key: {both:?}"),
+                };
+                let Err(CommitError::Conflict { current }) = loser else {
+                    panic!("{loser:?}");
+                };
+                let entry = current[0].as_ref().expect("it is there");
+                assert_eq!(entry.value, winner.to_string());
+            }
+            (2, _) => {}
+            (_, other) => panic!("{number}: {other:?}"),
+        }
+    }
+    // They did travel together, and a watch shows those of one revision at once.
+    revisions.sort_unstable();
+    revisions.dedup();
+    assert!(revisions.len() < 50, "{} revisions for 50 writes", revisions.len());
+    let (mut seen, mut before) = (0, taken);
+    while seen < 100 {
+        let event = timeout(PATIENCE, watch.next())
+            .await
+            .expect("it comes")
+            .expect("it goes on");
+        if let WatchEvent::Batch { revision, changes } = event.expect("etcd is well") {
+            assert!(revision > before, "{revision} came after {before}");
+            (before, seen) = (revision, seen + changes.len());
+        }
+    }
+    assert_eq!(seen, 100);
+}
+
+#[tokio::test]
 async fn clusters_in_one_etcd_do_not_see_each_other() {
     let cluster = EtcdCluster::single().await;
     let (one, other) = (

@@ -63,7 +63,7 @@ impl Opened {
                 create: birth.is_some(),
                 // Whoever serves the cluster sees to it.
                 compaction: None,
-                ..place.etcd.config(None)?
+                ..place.etcd.config()?
             };
             let place = format!("{} in etcd", config.prefix);
             let opened = EtcdStore::open(config).await;

@@ -13,9 +13,9 @@ use muster_api::join::JoinToken;
 use muster_api::names;
 use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
+use muster_apiserver::etcd_args::EtcdArgs;
 
 pub use super::invitation::Join;
-use crate::etcd_args::EtcdArgs;
 
 /// How long a server leads without renewal, unless it is said.
 pub const LEASE_TTL: &str = "3s";

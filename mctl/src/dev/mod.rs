@@ -329,9 +329,7 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
 /// The store that is wanted. One that is not of the directory's cluster is refused when the server starts.
 async fn store(args: &ServerArgs, directory: &Directory) -> Outcome<Arc<dyn Store>> {
     if args.etcd.is_given() {
-        // A directory that is of a cluster already must not make another one, however empty the place is that it is shown.
-        let of_a_cluster = directory.join(muster_apiserver::cluster::FILE).exists();
-        Ok(args.etcd.open_or_make(!of_a_cluster).await?)
+        Ok(args.etcd.open_of(directory.path()).await?)
     } else {
         control::embedded(directory).await
     }

@@ -1,7 +1,9 @@
 //! Transactions: how they are written for etcd, and what the answers mean.
 //!
 //! Every one also compares and writes a slot, which makes it one that can be sent again, and reads the slot with everything that was
-//! compared when it fails. A slot is as good as the record of the cluster: an etcd that lacks the one lacks the other.
+//! compared when it fails. How it travels is in `envelopes`. A slot is as good as the record of the cluster: an etcd that lacks the one lacks the other.
+
+use std::sync::Arc;
 
 use etcd_client::proto::{PbKeyValue, PbTxnOpResponse, PbTxnResponse};
 use etcd_client::{Compare as EtcdCompare, CompareOp, PutOptions, Txn as EtcdTxn, TxnOp};
@@ -21,7 +23,7 @@ const FRAME: usize = 48;
 const SLOT_BYTES: usize = 100;
 
 impl Shared {
-    pub(super) async fn commit(&self, txn: Txn) -> Result<Revision, CommitError> {
+    pub(super) async fn commit(self: &Arc<Self>, txn: Txn) -> Result<Revision, CommitError> {
         self.check()?;
         let bytes = self.request_bytes(&txn);
         if bytes > REQUEST_BYTES {
@@ -37,7 +39,7 @@ impl Shared {
         loop {
             let slot = self.slot(end).await.map_err(CommitError::from);
             let committed = match slot {
-                Ok(slot) => self.commit_with(&txn, slot, end).await,
+                Ok(slot) => self.commit_with(&txn, bytes, slot, end).await,
                 Err(error) => Err(error),
             };
             match committed {
@@ -79,7 +81,13 @@ impl Shared {
     }
 
     /// Commits with a slot; `None`: the slot is gone, and nothing was written.
-    async fn commit_with(&self, txn: &Txn, slot: Slot, end: Instant) -> Result<Option<Revision>, CommitError> {
+    async fn commit_with(
+        self: &Arc<Self>,
+        txn: &Txn,
+        bytes: usize,
+        slot: Slot,
+        end: Instant,
+    ) -> Result<Option<Revision>, CommitError> {
         let known = self.newest();
         let mut compares = vec![slot.unmoved()];
         compares.extend(self.compares(txn));
@@ -88,13 +96,9 @@ impl Shared {
         let mut reads = vec![slot.read()];
         reads.extend(self.reads(txn));
         let request = EtcdTxn::new().when(compares).and_then(ops).or_else(reads);
-        let sent = self.members.insist(end, |client| {
-            let request = request.clone();
-            async move { kv(&client).txn(request).await }
-        });
-        let Sent { answer, alone } = sent.await;
+        let Sent { answer, alone } = self.deliver(txn, request, bytes, end).await;
         let answer = match answer {
-            Ok(answer) => answer.0,
+            Ok(answer) => answer,
             Err(trouble) => {
                 let failed = failure(trouble, txn);
                 return match &failed {

@@ -7,7 +7,34 @@ use clap::Args;
 use muster_api::env::{Env as _, SystemEnv};
 use muster_store::{EtcdConfig, EtcdStore, EtcdTls};
 
-use crate::failure::{Failure, Outcome};
+/// What is wrong with the flags, the files that they name, or the etcd.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdArgsError {
+    /// An `https://` endpoint without an authority.
+    #[error("an https:// endpoint of etcd needs --etcd-ca, the file of the CA that signed its certificate")]
+    NoAuthority,
+    /// An authority for endpoints without TLS.
+    #[error("--etcd-ca is for https:// endpoints; --etcd names none")]
+    NoTls,
+    /// A file that cannot be read.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("the store at {endpoints}: {error}")]
+    Store {
+        /// Where it is.
+        endpoints: String,
+        /// Why.
+        error: muster_store::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, EtcdArgsError>;
 
 /// Which etcd, and where in it.
 #[derive(Clone, Debug, Default, Args)]
@@ -40,17 +67,15 @@ impl EtcdArgs {
         !self.endpoints.is_empty()
     }
 
-    /// How the store is opened: a new cluster gets a random UID; `expect_uid`: it must be there already, with this one.
-    pub fn config(&self, expect_uid: Option<u128>) -> Outcome<EtcdConfig> {
+    /// How the store is opened; a new cluster gets a random UID.
+    pub fn config(&self) -> Result<EtcdConfig> {
         let secure = self.endpoints.iter().any(|url| url.trim().starts_with("https://"));
         let tls = match &self.ca {
             None if secure => {
-                return Err(Failure::new(
-                    "an https:// endpoint of etcd needs --etcd-ca, the file of the CA that signed its certificate",
-                ));
+                return Err(EtcdArgsError::NoAuthority);
             }
             Some(_) if !secure => {
-                return Err(Failure::new("--etcd-ca is for https:// endpoints; --etcd names none"));
+                return Err(EtcdArgsError::NoTls);
             }
             None => None,
             Some(ca) => {
@@ -66,35 +91,30 @@ impl EtcdArgs {
         };
         Ok(EtcdConfig {
             tls,
-            expect_uid,
             ..EtcdConfig::new(self.endpoints.clone(), self.prefix.clone(), SystemEnv.uid().as_u128())
         })
     }
 
-    /// Opens the store of whatever cluster it is; `make`: if there is none, one is made.
-    pub async fn open_or_make(&self, make: bool) -> Outcome<Arc<EtcdStore>> {
-        self.opened(EtcdConfig {
-            create: make,
-            ..self.config(None)?
-        })
-        .await
-    }
-
-    /// Opens the store. See [`config`](EtcdArgs::config).
-    pub async fn open(&self, expect_uid: Option<u128>) -> Outcome<Arc<EtcdStore>> {
-        self.opened(self.config(expect_uid)?).await
-    }
-
-    async fn opened(&self, config: EtcdConfig) -> Outcome<Arc<EtcdStore>> {
+    /// Opens the store for a server with this data directory. If there is none, one is made, unless the directory is of a cluster already:
+    /// such a server must not make another one, however empty the place is that it is shown.
+    pub async fn open_of(&self, data_dir: &Path) -> Result<Arc<EtcdStore>> {
+        let config = EtcdConfig {
+            create: !data_dir.join(crate::cluster::FILE).exists(),
+            ..self.config()?
+        };
         let opened = EtcdStore::open(config).await;
-        opened
-            .map(Arc::new)
-            .map_err(|error| Failure::new(format!("the store at {}: {error}", self.endpoints.join(","))))
+        opened.map(Arc::new).map_err(|error| EtcdArgsError::Store {
+            endpoints: self.endpoints.join(","),
+            error,
+        })
     }
 }
 
-fn read(path: &Path) -> Outcome<Vec<u8>> {
-    std::fs::read(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| EtcdArgsError::File {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 #[cfg(test)]
@@ -109,7 +129,7 @@ mod tests {
         etcd: EtcdArgs,
     }
 
-    fn parse(flags: &str) -> Result<EtcdArgs, clap::Error> {
+    fn parse(flags: &str) -> std::result::Result<EtcdArgs, clap::Error> {
         Line::try_parse_from(["x"].into_iter().chain(flags.split_whitespace())).map(|line| line.etcd)
     }
 
@@ -124,7 +144,7 @@ mod tests {
     fn certificates_come_whole_or_not_at_all() {
         assert!(parse("--etcd https://a:1 --etcd-ca c --etcd-cert d").is_err());
         assert!(parse("--etcd-ca c").is_err());
-        let failure = |flags| parse(flags).unwrap().config(None).unwrap_err().to_string();
+        let failure = |flags| parse(flags).unwrap().config().unwrap_err().to_string();
         assert!(failure("--etcd https://a:1").contains("--etcd-ca"));
         assert!(failure("--etcd http://a:1 --etcd-ca c").contains("https://"));
     }
