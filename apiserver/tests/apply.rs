@@ -487,3 +487,26 @@ async fn strategic_merge_patches_know_the_lists_of_every_kind() {
     let refused = send(owner).await.expect(400);
     assert!(refused.message().contains("merge key uid"), "{}", refused.message());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_bound_task_whose_labels_go_keeps_what_the_control_plane_noted() {
+    let cluster = Cluster::new().await;
+    let jo = cluster.server.jo();
+    let mut labelled = task("t");
+    labelled["metadata"]["labels"] = json!({"mine": "1"});
+    let path = format!("{TASKS}/t");
+    apply(&jo, &path, "fieldManager=m", &labelled).await.expect(201);
+    cluster
+        .offer(&[cluster.an_offer("o", 2, &[], "31000-31004")])
+        .await
+        .expect(201);
+    cluster.accept("o", &json!({"bind": ["t"]})).await.expect(201);
+    let noted = cluster.get_task("t").await["metadata"].clone();
+    assert_eq!(noted["finalizers"], json!(["muster.dev/agent"]));
+    let after = apply(&jo, &path, "fieldManager=m", &task("t")).await.expect(200).json["metadata"].clone();
+    assert_eq!(
+        (&after["finalizers"], &after["annotations"]),
+        (&noted["finalizers"], &noted["annotations"])
+    );
+    assert_eq!(after["labels"], Value::Null);
+}

@@ -79,9 +79,49 @@ fn lists(kind: &Type, live: &[Value], config: &[Value]) -> Vec<Value> {
 
 /// Takes out of `object` what is in `last` and neither owned by anybody nor above something that is.
 ///
-/// `last` is what an applier said before, `owned` what all owners want now, that applier's new opinion included.
+/// `last` is what an applier said before, `owned` what all owners want now, that applier's new opinion included. Of metadata stays what nobody
+/// ever owned: the control plane notes things there (finalizers, annotations) without owning them, and they are not the applier's to lose.
 pub fn prune(schema: &Schema, object: &Value, last: &Set, owned: &Set) -> Value {
-    taken(&schema.root, object, last, Some(owned), &[])
+    let mut rest = taken(&schema.root, object, last, Some(owned), &[]);
+    let metadata = Element::field("metadata");
+    if let (Some(last), Value::Object(before), Value::Object(rest)) = (last.child(&metadata), object, &mut rest)
+        && let Some(before) = before.get("metadata")
+    {
+        let (kind, _) = schema.root.below("metadata");
+        rest.insert(
+            "metadata".to_owned(),
+            unowned_kept(kind, before, last, owned.child(&metadata)),
+        );
+    }
+    rest
+}
+
+/// Takes out what is in `last` and nobody owns, field by field: a map goes only when nothing is left of it.
+fn unowned_kept(kind: &Type, value: &Value, last: &Set, owned: Option<&Set>) -> Value {
+    let (Form::Map(Some(map)), _) = (form(kind, value), value) else {
+        return taken(kind, value, last, owned, &[]);
+    };
+    let mut rest = Map::new();
+    for (name, value) in map {
+        let element = Element::field(name);
+        let (kind, _) = kind.below(name);
+        let owned = owned.and_then(|owned| owned.child(&element));
+        let kept = match last.child(&element) {
+            None => value.clone(),
+            Some(last) if last.has_children() => {
+                let kept = unowned_kept(kind, value, last, owned);
+                let empty = kept.as_object().is_some_and(Map::is_empty) || kept.as_array().is_some_and(Vec::is_empty);
+                if empty && owned.is_none() {
+                    continue;
+                }
+                kept
+            }
+            Some(_) if owned.is_none() => continue,
+            Some(_) => value.clone(),
+        };
+        rest.insert(name.clone(), kept);
+    }
+    Value::Object(rest)
 }
 
 /// `keys` are the fields that tell an item from others; they stay as long as it does.

@@ -461,3 +461,26 @@ fn what_became_a_whole_is_owned_as_a_whole() {
     store.managed = Managed::decode(&json!([entry])).unwrap();
     store.applied("b", json!({"a": 1})).owned("a", &[".spec.command"]);
 }
+
+#[test]
+fn what_nobody_owns_of_metadata_outlives_the_last_label_of_an_applier() {
+    let mut store = Store::new();
+    let labelled = json!({"metadata": {"labels": {"mine": "1"}}, "spec": {"limits": {"cpus": "1"}}});
+    store.apply_at("a", "", &labelled, false).unwrap();
+    // The control plane notes things, and owns nothing.
+    store.object["metadata"]["labels"]["system"] = json!("x");
+    store.object["metadata"]["annotations"] = json!({"system": "y"});
+    store.object["spec"]["limits"]["memory"] = json!("1Gi");
+    store.apply_at("a", "", &json!({"spec": {"a": 1}}), false).unwrap();
+    let expected = json!({"labels": {"system": "x"}, "annotations": {"system": "y"}});
+    assert_eq!(store.object["metadata"], expected);
+    assert_eq!(
+        store.object["spec"],
+        json!({"a": 1}),
+        "a default goes with what it was filled into"
+    );
+    let mut alone = Store::new();
+    alone.apply_at("a", "", &labelled, false).unwrap();
+    alone.apply_at("a", "", &json!({"spec": {"a": 1}}), false).unwrap();
+    assert!(alone.object["metadata"]["labels"].is_null(), "{}", alone.object);
+}
