@@ -48,4 +48,10 @@ pub struct DiffArgs {
     /// As if fields that others own were taken.
     #[arg(long)]
     pub force_conflicts: bool,
+    /// As `apply --prune` would, which deletes what is not in the manifests any more.
+    #[arg(long)]
+    pub prune: bool,
+    /// The set: the object that keeps it, a ConfigMap by default.
+    #[arg(long, value_name = "[KIND/]NAME")]
+    pub applyset: Option<String>,
 }

@@ -98,6 +98,8 @@ pub enum Command {
     Events(EventsArgs),
     /// Show which kinds there are.
     ApiResources(ApiResourcesArgs),
+    /// Print JSON Schemas of the kinds, for editors and for checks of manifests.
+    Schema(SchemaArgs),
     /// Import, list and delete the images that tasks on this machine run from.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -449,6 +451,20 @@ pub struct VersionArgs {
     pub output: Option<String>,
 }
 
+/// `mctl schema`.
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    /// Which kinds, as in `Task`; without any, one schema for all.
+    #[arg(value_name = "KIND")]
+    pub kinds: Vec<String>,
+    /// Write a file for each kind, and `all.json`, into this directory.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub directory: Option<PathBuf>,
+    /// Those of the cluster, with the kinds that were defined there.
+    #[arg(long)]
+    pub of_cluster: bool,
+}
+
 /// `mctl completion`.
 #[derive(Debug, Args)]
 pub struct CompletionArgs {
@@ -489,6 +505,8 @@ mod tests {
             "mctl events --for task/a -w",
             "mctl dev --listen 127.0.0.1:0 --agents 3 --gpus sim:8xH100 --runtime fake",
             "mctl version --client",
+            "mctl diff -f a.yaml --prune --applyset x",
+            "mctl schema Task --directory d --of-cluster",
             "mctl backup save x --data-dir d",
             "mctl backup restore x --etcd http://a:1 --etcd-prefix /b --new-cluster --keep-pending",
             "mctl store migrate --from d --etcd http://a:1,http://b:2",

@@ -85,6 +85,7 @@ fn cluster() -> Outcome<tokio::runtime::Runtime> {
 async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) -> Outcome {
     match command {
         Command::Version(args) => return commands::version::run(global, args, terminal).await,
+        Command::Schema(args) => return commands::schema::run(global, args, terminal).await,
         Command::Apply(args) if args.dry_run == DryRun::Client => {
             return commands::apply::run(None, args, terminal).await;
         }
@@ -128,6 +129,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         | Command::Config(_)
         | Command::Doctor(_)
         | Command::Image(_)
+        | Command::Schema(_)
         | Command::Version(_) => {
             unreachable!("they are dispatched before a cluster is looked for")
         }

@@ -163,6 +163,20 @@ impl<'a> ApplySet<'a> {
 
     /// After everything is applied: deletes the members that are not among `uids`, and lets the parent say where the others are.
     pub(super) async fn prune(&self, uids: &BTreeSet<String>, dry: bool, terminal: &mut Terminal) -> Outcome<()> {
+        for (resource, object) in self.left_over(uids, terminal).await? {
+            self.delete(&resource, &object, dry, terminal).await?;
+        }
+        if dry { Ok(()) } else { self.note(&self.now).await }
+    }
+
+    /// The members that are not among `uids`.
+    pub(super) async fn left_over(
+        &self,
+        uids: &BTreeSet<String>,
+        terminal: &mut Terminal,
+    ) -> Outcome<Vec<(Resource, Value)>> {
+        let selector = format!("{MEMBER}={}", self.id());
+        let mut left = Vec::new();
         let scope = self.before.with(&self.now);
         for kind in &scope.kinds {
             let resource = self
@@ -184,51 +198,36 @@ impl<'a> ApplySet<'a> {
                 BTreeSet::from([resource.path(None)])
             };
             for path in paths {
-                self.prune_collection(resource, &path, uids, dry, terminal).await?;
+                let path = with_query(&path, &[("labelSelector", selector.as_str())]);
+                let mut found = self.rest.get(&path).await?;
+                let Value::Array(found) = found["items"].take() else {
+                    continue;
+                };
+                let gone = |object: &Value| !object["metadata"]["uid"].as_str().is_some_and(|uid| uids.contains(uid));
+                left.extend(found.into_iter().filter(gone).map(|object| (resource.clone(), object)));
             }
         }
-        if dry { Ok(()) } else { self.note(&self.now).await }
+        Ok(left)
     }
 
-    async fn prune_collection(
-        &self,
-        resource: &Resource,
-        path: &str,
-        uids: &BTreeSet<String>,
-        dry: bool,
-        terminal: &mut Terminal,
-    ) -> Outcome<()> {
-        let selector = format!("{MEMBER}={}", self.id());
-        let found = self
-            .rest
-            .get(&with_query(path, &[("labelSelector", selector.as_str())]))
-            .await?;
-        for object in found["items"].as_array().into_iter().flatten() {
-            let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
-            if uids.contains(uid) {
-                continue;
-            }
-            let name = object["metadata"]["name"].as_str().unwrap_or_default();
-            let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-            let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
-                "preconditions": {"uid": uid}});
-            if dry {
-                options["dryRun"] = json!(["All"]);
-            }
-            let path = resource.object_path(namespace, name);
-            match self
-                .rest
-                .call(Method::DELETE, &path, JSON, Some(Payload::json(&options)))
-                .await
-            {
-                Ok(_) => {}
-                Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error.into()),
-            }
-            let how = if dry { " (server dry run)" } else { "" };
-            terminal.line(format!("{} pruned{how}", output::object_name(resource, object)))?;
+    async fn delete(&self, resource: &Resource, object: &Value, dry: bool, terminal: &mut Terminal) -> Outcome<()> {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+        let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
+            "preconditions": {"uid": text("uid")}});
+        if dry {
+            options["dryRun"] = json!(["All"]);
         }
-        Ok(())
+        let path = resource.object_path(text("namespace"), text("name"));
+        let deleted = self
+            .rest
+            .call(Method::DELETE, &path, JSON, Some(Payload::json(&options)));
+        match deleted.await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        let how = if dry { " (server dry run)" } else { "" };
+        terminal.line(format!("{} pruned{how}", output::object_name(resource, object)))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::session::{Session, Terminal, read_files};
 use crate::style::{Paint, Style};
 
 use super::apply::{Server, diagnose, items, namespace_comes};
+use super::applyset::{self, ApplySet};
 
 /// So many lines around a change are shown.
 const CONTEXT: usize = 3;
@@ -26,7 +27,11 @@ pub async fn run(session: &Session, args: DiffArgs, terminal: &mut Terminal) -> 
     }
     let documents = read_files(&args.files, terminal)?;
     let catalogue = session.catalogue().await?;
-    let items = items(session, &catalogue, &documents)?;
+    let mut items = items(session, &catalogue, &documents)?;
+    let set = match applyset::named(args.applyset.as_deref(), args.prune)? {
+        Some(word) => Some(ApplySet::open(session, &catalogue, word, &mut items).await?),
+        None => None,
+    };
     let server = Server {
         rest: &session.rest,
         manager: &args.field_manager,
@@ -58,6 +63,14 @@ pub async fn run(session: &Session, args: DiffArgs, terminal: &mut Terminal) -> 
     }
     if !report.diagnostics.is_empty() {
         return Err(report.into());
+    }
+    if let Some(set) = &set {
+        let uid = |(_, _, after): &(String, Value, Value)| after["metadata"]["uid"].as_str().map(str::to_owned);
+        let kept = changes.iter().filter_map(uid).collect();
+        for (resource, object) in set.left_over(&kept, terminal).await? {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            changes.push((format!("{}/{name}", resource.title()), object, Value::Null));
+        }
     }
     let mut exit = Exit::Done;
     for (name, live, after) in changes {

@@ -20,6 +20,7 @@ pub mod image;
 pub mod live;
 pub mod logs;
 pub mod run;
+pub mod schema;
 pub mod store;
 pub mod token;
 pub mod version;
