@@ -280,6 +280,10 @@ mod tests {
                 "namespaces",
                 "namespaces/status",
                 "namespaces/finalize",
+                "nodes",
+                "pods",
+                "pods/log",
+                "pods/eviction",
                 "secrets",
                 "serviceaccounts",
                 "serviceaccounts/token"

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview};
 use k8s_openapi::api::authorization::v1::{LocalSubjectAccessReview, SelfSubjectAccessReview, SubjectAccessReview};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Namespace, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Namespace, Node, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -26,6 +26,7 @@ use serde_json::{Map, Value, json};
 
 use crate::resource::{Column, Resource, ScalePaths, Subresource};
 use crate::schema::{Schema, SchemaError};
+use crate::views;
 
 /// What may be done with the objects of an ordinary kind.
 const VERBS: [&str; 8] = [
@@ -38,15 +39,20 @@ const VERBS: [&str; 8] = [
     "update",
     "watch",
 ];
+/// A machine joins as an agent.
+const VERBS_NODE: [&str; 5] = ["get", "list", "patch", "update", "watch"];
 /// Offers are made by a subresource of agents; they are not created, changed or replaced.
 const VERBS_OFFER: [&str; 4] = ["delete", "get", "list", "watch"];
 
 /// Every kind that is served, in the order of discovery.
 pub fn resources() -> Vec<Resource> {
+    let [nodes, pods] = views::resources();
     vec![
         core::of::<ConfigMap>(core::CONFIG_MAP),
         core::of::<CoreEvent>(core::CORE_EVENT),
         core::of::<Namespace>(core::NAMESPACE).with(core::call("finalize", ("", "v1", "Namespace"), "update")),
+        nodes,
+        pods,
         core::of::<Secret>(core::SECRET),
         core::of::<ServiceAccount>(core::SERVICE_ACCOUNT).with(core::call("token", core::TOKEN_REQUEST, "create")),
         core::review::<SelfSubjectReview>("selfsubjectreviews", "selfsubjectreview", false),
@@ -70,6 +76,13 @@ pub fn resources() -> Vec<Resource> {
         muster(Quota::crd(), &VERBS, &[]),
         muster(Task::crd(), &VERBS, &[("log", "Task", "get")]),
     ]
+}
+
+/// Nodes and Pods with all that Kubernetes has of them.
+pub(crate) fn of_views() -> [Resource; 2] {
+    let pods = core::of::<Pod>(core::POD).with(core::call("log", ("", "v1", "Pod"), "get"));
+    let nodes = core::of::<Node>(core::NODE).only(&VERBS_NODE);
+    [nodes, pods.with(core::call("eviction", core::EVICTION, "create"))]
 }
 
 /// The schema of `metadata`, which is the same for every kind.
@@ -220,7 +233,7 @@ fn column(value: &Value) -> Column {
     }
 }
 
-fn compile(schema: &Value) -> Arc<Schema> {
+pub(crate) fn compile(schema: &Value) -> Arc<Schema> {
     Arc::new(Schema::compile(schema).expect("the schemas of this module's kinds are structural"))
 }
 
@@ -320,7 +333,7 @@ mod tests {
     #[test]
     fn every_kind_is_described_in_full() {
         let all = resources();
-        assert_eq!(all.len(), 18);
+        assert_eq!(all.len(), 20);
         for resource in &all {
             let name = resource.qualified();
             assert!(!resource.singular.is_empty() && !resource.version.is_empty(), "{name}");
@@ -386,6 +399,8 @@ mod tests {
             [
                 "namespaces/status",
                 "namespaces/finalize",
+                "pods/log",
+                "pods/eviction",
                 "serviceaccounts/token",
                 "leases/renew",
                 "customresourcedefinitions/status",

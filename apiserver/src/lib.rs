@@ -44,6 +44,7 @@ pub mod server;
 pub mod state;
 pub mod table;
 pub mod tls;
+mod views;
 
 pub use routes::router;
 pub use state::{Config, StartError, State};

@@ -87,3 +87,6 @@ pub const RULE_DEPTH: usize = 32;
 pub const RULE_LEVELS: u32 = 100;
 /// Conditionals (`a ? b : c`) in a rule.
 pub const RULE_CONDITIONALS: usize = 32;
+
+/// Deletions of a collection that are under way at once: enough that they travel together, few enough that others get their turn.
+pub const DELETIONS_AT_ONCE: usize = 16;

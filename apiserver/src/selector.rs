@@ -172,6 +172,11 @@ impl FieldSelector {
         &mut self.0
     }
 
+    /// The same with other requirements in the place of each.
+    pub fn rewritten(self, each: impl FnMut(FieldRequirement) -> Vec<FieldRequirement>) -> FieldSelector {
+        FieldSelector(self.0.into_iter().flat_map(each).collect())
+    }
+
     /// Refuses a field that `known` does not know.
     pub fn check(&self, known: impl Fn(&str) -> bool) -> Result<()> {
         match self.0.iter().find(|requirement| !known(&requirement.field)) {

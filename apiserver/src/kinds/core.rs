@@ -67,6 +67,57 @@ pub(super) const SERVICE_ACCOUNT: Core = Core {
     selectable: &[],
 };
 
+/// A view of tasks; see `views`.
+pub(super) const POD: Core = Core {
+    plural: "pods",
+    singular: "pod",
+    short_names: &["po"],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: &[
+        ("Ready", "string", "@pod.ready", 0),
+        ("Status", "string", "@pod.status", 0),
+        ("Restarts", "string", "@pod.restarts", 0),
+        AGE,
+        ("IP", "string", ".status.podIP", 1),
+        ("Node", "string", ".spec.nodeName", 1),
+    ],
+    selectable: &["spec.nodeName", "status.phase"],
+};
+
+/// A view of agents; see `views`.
+pub(super) const NODE: Core = Core {
+    plural: "nodes",
+    singular: "node",
+    short_names: &["no"],
+    namespaced: false,
+    status: false,
+    renew: false,
+    columns: &[
+        ("Status", "string", "@node.status", 0),
+        AGE,
+        ("Version", "string", ".status.nodeInfo.kubeletVersion", 0),
+        (
+            "Internal-IP",
+            "string",
+            ".status.addresses[?(@.type==\"InternalIP\")].address",
+            1,
+        ),
+        ("Kernel-Version", "string", ".status.nodeInfo.kernelVersion", 1),
+        (
+            "Container-Runtime",
+            "string",
+            ".status.nodeInfo.containerRuntimeVersion",
+            1,
+        ),
+    ],
+    selectable: &[],
+};
+
+/// What asks for the end of a Pod.
+pub(super) const EVICTION: (&str, &str, &str) = ("policy", "v1", "Eviction");
+
 /// What is asked for when a service account shall have a token.
 pub(super) const TOKEN_REQUEST: (&str, &str, &str) = ("authentication.k8s.io", "v1", "TokenRequest");
 

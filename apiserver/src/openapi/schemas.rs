@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::policy::v1::Eviction;
 use muster_api::wire;
 use serde_json::{Value, json};
 
@@ -125,7 +126,7 @@ pub(super) fn common() -> BTreeMap<String, Value> {
     }
     let int_or_string = json!({
         "description": "A number or a text.",
-        "oneOf": [{"type": "integer"}, {"type": "number"}, {"type": "string"}],
+        "oneOf": [{"type": "number"}, {"type": "string"}],
         "format": "int-or-string",
     });
     BTreeMap::from([
@@ -174,6 +175,14 @@ pub(super) fn of(resource: &Resource) -> BTreeMap<String, Value> {
             "token" => {
                 let (group, version, kind) = &subresource.response;
                 all.insert(name(group, version, kind), kinds::schema_of::<TokenRequest>());
+                Vec::new()
+            }
+            "eviction" => {
+                let (group, version, kind) = &subresource.response;
+                let mut eviction = kinds::schema_of::<Eviction>();
+                eviction["properties"]["metadata"] =
+                    described(&meta("ObjectMeta"), &eviction["properties"]["metadata"]);
+                all.insert(name(group, version, kind), eviction);
                 Vec::new()
             }
             _ => Vec::new(),

@@ -43,6 +43,7 @@ use crate::hub::{Hub, HubKind, KindId};
 use crate::resource::Resource;
 use crate::state::State;
 use crate::table::Printer;
+use crate::views;
 use fence::Fence;
 
 pub use commit::{Guard, GuardedTxn, Outcome};
@@ -68,6 +69,10 @@ pub enum View {
     EventsV1,
     /// As another version of a custom kind than the one that is stored.
     Version,
+    /// A task as a Pod.
+    Pods,
+    /// An agent as a Node.
+    Nodes,
 }
 
 /// A resource that is served.
@@ -100,6 +105,8 @@ impl Kind {
         match (&self.definition, self.view) {
             (Some(_), _) => custom::show(&self.resource, stored),
             (None, View::EventsV1) => event::from_core(stored),
+            (None, View::Pods) => views::pod::of_task(stored),
+            (None, View::Nodes) => views::node::of_agent(stored),
             (None, _) => stored,
         }
     }
@@ -116,7 +123,7 @@ impl Kind {
     /// The field of the stored form that a field selector means.
     pub fn stored_field(&self, path: &str) -> String {
         match self.view {
-            View::Stored | View::Version => path.to_owned(),
+            View::Stored | View::Version | View::Pods | View::Nodes => path.to_owned(),
             View::EventsV1 => event::core_field(path),
         }
     }
@@ -146,10 +153,15 @@ pub struct Registry {
 
 /// The resource that a resource's objects are stored as, and how it shows them.
 fn stored_as(resource: &Resource, all: &[Resource]) -> (Resource, View) {
-    let core = |known: &&Resource| known.group.is_empty() && known.plural == "events";
-    match all.iter().find(core) {
-        Some(core) if resource.qualified() == "events.events.k8s.io" => (core.clone(), View::EventsV1),
-        _ => (resource.clone(), View::Stored),
+    let (stored, view) = match resource.qualified().as_str() {
+        "events.events.k8s.io" => ("events", View::EventsV1),
+        "pods" => ("tasks.muster.dev", View::Pods),
+        "nodes" => ("agents.muster.dev", View::Nodes),
+        _ => return (resource.clone(), View::Stored),
+    };
+    match all.iter().find(|known| known.qualified() == stored) {
+        Some(stored) => (stored.clone(), view),
+        None => (resource.clone(), View::Stored),
     }
 }
 
@@ -175,7 +187,7 @@ impl Registry {
             by_path.insert(path, built_in.len());
             let id = hub.number(&crate::keys::kind_prefix(&stored));
             built_in.push(Arc::new(Kind {
-                strategy: strategy::of(resource),
+                strategy: strategy::of(&stored),
                 printer: Printer::new(resource),
                 fields: muster_apply::Schema::new(&resource.schema, &metadata),
                 resource: resource.clone(),

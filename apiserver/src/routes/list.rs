@@ -22,6 +22,7 @@ use crate::hub::{Filter, Found, HubKind, Object, Part};
 use crate::limits;
 use crate::params::{At, ListParams, Selection};
 use crate::registry::Kind;
+use crate::views;
 
 /// What a `continue` token says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,6 +60,7 @@ pub(super) fn filter(call: &Call, kind: &Kind, target: &Target) -> Result<Filter
     for requirement in fields.requirements_mut() {
         requirement.field = kind.stored_field(&requirement.field);
     }
+    let fields = fields.rewritten(|requirement| views::stored(&kind.resource, requirement));
     let namespace = (!target.namespace.is_empty()).then_some(target.namespace.as_str());
     Filter::new(&kind.hub, namespace, labels, &fields)
 }

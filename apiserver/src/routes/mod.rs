@@ -20,6 +20,7 @@ mod resource;
 mod reviews;
 mod scale;
 pub(crate) mod tokens;
+mod views;
 mod watch;
 
 use std::sync::{Arc, Mutex};

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use futures::{StreamExt as _, stream};
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::answer::{Renderer, json_value};
 use super::path::Target;
-use super::{Call, accounts, agent_offers, lease, list, offers, reviews, scale, watch};
+use super::{Call, accounts, agent_offers, lease, list, offers, reviews, scale, views, watch};
 use crate::body::{self, ContentType, Decoded};
 use crate::error::{ApiError, Result};
 use crate::hub::Part;
@@ -18,7 +19,7 @@ use crate::logs;
 use crate::params::{DeleteParams, WriteParams};
 use crate::patch::Patch;
 use crate::registry::fence::Fence;
-use crate::registry::{self, Application, Change, Context, Create, Kind, Update};
+use crate::registry::{self, Application, Change, Context, Create, Kind, Update, View, Written};
 
 /// Finds out what is asked for, and does it.
 pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
@@ -45,6 +46,9 @@ pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Resul
         return Err(not_offered(&kind));
     }
     match verb {
+        "create" | "update" | "patch" if matches!(kind.view, View::Pods | View::Nodes) => {
+            views::write(call, &kind, target, verb).await
+        }
         "get" => get(call, kind, target).await,
         "list" => list::serve(call, kind, target).await,
         "watch" => watch::serve(call, kind, target).await,
@@ -125,6 +129,7 @@ async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Resp
         "renew" => lease::renew(call, target).await,
         "finalize" => finalize(call, kind, target).await,
         "token" => accounts::token(call, &kind, target).await,
+        "eviction" => views::evict(call, &kind, target).await,
         "log" => {
             catch_up(&call).await?;
             logs::answer(&call.state, &target.namespace, &target.name, &call.query).await
@@ -196,7 +201,7 @@ async fn create(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Respo
 }
 
 /// An object may be created through the collection of the whole cluster if it names its namespace itself.
-fn namespace_of(kind: &Kind, target: &Target, decoded: &Decoded) -> Result<String> {
+pub(super) fn namespace_of(kind: &Kind, target: &Target, decoded: &Decoded) -> Result<String> {
     if !kind.resource.namespaced || !target.namespace.is_empty() {
         return Ok(target.namespace.clone());
     }
@@ -327,6 +332,14 @@ async fn finalize(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Res
     Ok(renderer.written(StatusCode::OK, written))
 }
 
+/// Deletes an object as these options say, for whoever may.
+pub(super) async fn delete_as(call: &Call, kind: &Kind, target: &Target, options: &Value) -> Result<Written> {
+    let params = DeleteParams::new(&call.query, options)?;
+    let fence = Fence::of(call.headers(), &call.user)?;
+    let context = Context::new(&call.state, &call.user, fence.as_ref());
+    kind.delete(&context, &target.namespace, &target.name, &params).await
+}
+
 async fn delete_params(call: &mut Call) -> Result<DeleteParams> {
     let content_type = ContentType::of(call.headers());
     let bytes = body::read(call.take_body()).await?;
@@ -360,12 +373,16 @@ async fn delete_collection(mut call: Call, kind: Arc<Kind>, target: Target) -> R
     catch_up(&call).await?;
     let found = call.state.hub.list(kind.id, &filter, &Part::default());
     let context = Context::new(&call.state, &call.user, fence.as_ref());
-    for object in found.objects {
-        match kind.delete(&context, object.namespace(), object.name(), &params).await {
-            Ok(_) => (),
-            Err(error) if error.code == StatusCode::NOT_FOUND => (),
-            Err(error) => return Err(error),
+    let (of, context, params) = (&kind, &context, &params);
+    let deletions = stream::iter(found.objects).map(|object| async move {
+        match of.delete(context, object.namespace(), object.name(), params).await {
+            Err(error) if error.code != StatusCode::NOT_FOUND => Err(error),
+            _ => Ok(()),
         }
+    });
+    let mut deletions = deletions.buffer_unordered(limits::DELETIONS_AT_ONCE);
+    while let Some(deleted) = deletions.next().await {
+        deleted?;
     }
     Ok(success(&kind, "", ""))
 }

@@ -1,12 +1,13 @@
 //! Where the value of a cell is: the part of JSONPath that columns use.
 //!
 //! Fields (`.a`, `.a\.b`, `['a.b']`), items (`[0]`, `[-1]`, `[*]`) and filters by equality (`[?(@.type=="Ready")]`). A cell may also be
-//! the first of several paths that is there (`.a|.b`), a count of entries (`#.a #.b`) or a text made from paths (`{.a}/{.b}`).
+//! the first of several paths that is there (`.a|.b`), a count of entries (`#.a #.b`), a text made from paths (`{.a}/{.b}`), or what a view makes
+//! of the object (`@pod.status`).
 
 use serde_json::Value;
 
 /// Where the value of a cell comes from.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) enum Cell {
     /// The first of these that is there.
     First(Vec<Path>),
@@ -14,6 +15,8 @@ pub(super) enum Cell {
     Count(Vec<Path>),
     /// Texts and values in turn.
     Text(Vec<(String, Option<Path>)>),
+    /// What code makes of the object.
+    Made(fn(&Value) -> Value),
 }
 
 /// A way into an object.
@@ -32,6 +35,9 @@ impl Cell {
     /// Reads the description. What cannot be understood selects nothing.
     pub(super) fn parse(text: &str) -> Cell {
         let text = text.trim();
+        if let Some(made) = text.strip_prefix('@').and_then(crate::views::cell) {
+            return Cell::Made(made);
+        }
         if text.starts_with('#') {
             return Cell::Count(
                 text.split_whitespace()
@@ -62,6 +68,7 @@ impl Cell {
     /// The value for the object; `None` when it is not there.
     pub(super) fn read(&self, object: &Value) -> Option<Value> {
         match self {
+            Cell::Made(cell) => Some(cell(object)),
             Cell::First(paths) => paths.iter().find_map(|path| path.read(object)),
             Cell::Count(paths) => {
                 let count = |path: &Path| match path.read(object) {
