@@ -287,7 +287,12 @@ impl Accounts {
 /// The user that an account's tokens speak for.
 pub(crate) fn user(namespace: &str, name: &str) -> User {
     let groups = [GROUP, &format!("{GROUP}:{namespace}")];
-    User::new(format!("{USER_PREFIX}{namespace}:{name}"), &groups)
+    User::new(user_name(namespace, name), &groups)
+}
+
+/// The name of that user.
+pub(crate) fn user_name(namespace: &str, name: &str) -> String {
+    format!("{USER_PREFIX}{namespace}:{name}")
 }
 
 /// Namespace and name of the account that a user is.

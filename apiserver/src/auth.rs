@@ -1,31 +1,45 @@
 //! Who is asking, and what they may do.
 //!
-//! Identities come from bearer tokens. What an identity may do follows from its groups by a fixed table, [`authorize`]: everybody
-//! who is known may read; the control plane's own kinds are written by the control plane; an agent writes only what is its own.
-//! Rules that need the object (a task must be bound to the agent that writes its status) are the registry's; it asks
-//! [`User::agent_name`]. What must never happen here: a decision that depends on the object's content, or a default that allows.
-//! Tested below, rule by rule.
+//! Identities come from bearer tokens and certificates. What an identity may do follows from roles and bindings ([`crate::rbac`]), and for the
+//! control plane's own identities from a fixed table, [`wired`], so that whatever somebody does to roles, agents and controllers go on, masters can repair
+//! it, and health can be asked for. Rules that need the object (a task must be bound to the agent that writes its status) are the registry's; it
+//! asks [`User::agent_name`]. What must never happen here: a decision that depends on the object's content, or a default that
+//! allows. The table is tested below, rule by rule.
 
 mod tokens;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use muster_api::names;
 
 use crate::error::ApiError;
+use crate::rbac::{self, Found, Grant, Rules};
+use crate::tls::CLIENT_NAME;
 
 pub use tokens::Tokens;
 
 /// The user of requests without a token.
 const ANONYMOUS: &str = "system:anonymous";
+/// The group of whoever is known.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// The group of whoever is not.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// What anybody may read.
 const PUBLIC_PATHS: [&str; 4] = ["/version", "/livez", "/readyz", "/healthz"];
 
 /// Who is asking.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     /// The name.
     pub name: String,
     /// The groups.
     pub groups: Vec<String>,
+    /// The uid; empty: there is none. It is told to whoever asks, and decides nothing.
+    pub uid: String,
+    /// More about them. It is told to whoever asks, and decides nothing.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl User {
@@ -34,7 +48,17 @@ impl User {
         User {
             name: name.into(),
             groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            ..User::default()
         }
+    }
+
+    /// The same, who has shown who they are.
+    #[must_use]
+    pub fn authenticated(mut self) -> User {
+        if !self.is_anonymous() && !self.in_group(AUTHENTICATED) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+        self
     }
 
     /// Who may do everything; the user of the kubeconfig that the server writes.
@@ -54,7 +78,7 @@ impl User {
 
     /// Whoever sent no token.
     pub fn anonymous() -> User {
-        User::new(ANONYMOUS, &["system:unauthenticated"])
+        User::new(ANONYMOUS, &[UNAUTHENTICATED])
     }
 
     /// Whether the user is in the group.
@@ -109,64 +133,113 @@ pub struct Attributes<'a> {
     pub path: &'a str,
 }
 
-/// Whether `user` may do that; the error says what was refused to whom.
-pub fn authorize(user: &User, attributes: &Attributes<'_>) -> Result<(), ApiError> {
-    if attributes.resource.is_empty() {
-        return authorize_path(user, attributes);
-    }
-    if user.is_master() {
-        return Ok(());
-    }
-    if user.is_anonymous() {
-        return Err(ApiError::unauthorized());
-    }
-    let secret = attributes.group.is_empty() && attributes.resource == "secrets";
-    let reads = matches!(attributes.verb, "get" | "list" | "watch") && !secret;
-    let allowed = reads
-        || if let Some(agent) = user.agent_name() {
-            agent_may(agent, attributes)
-        } else if user.is_controllers() {
-            controllers_may(attributes)
-        } else {
-            anybody_may(attributes)
-        };
-    if allowed {
-        Ok(())
-    } else {
-        Err(refusal(user, attributes))
+/// Why something is allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// By the fixed table, in words.
+    Wired(&'static str),
+    /// By a binding.
+    Granted(Arc<Grant>),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Wired(why) => f.write_str(why),
+            Why::Granted(grant) => write!(f, "RBAC: allowed by {grant}"),
+        }
     }
 }
 
-fn authorize_path(user: &User, attributes: &Attributes<'_>) -> Result<(), ApiError> {
-    let path = if attributes.path.len() > 1 {
-        attributes.path.trim_end_matches('/')
+/// What is decided about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is allowed.
+    Allowed(Why),
+    /// It is not, and this is said about it, which may be nothing.
+    Refused(String),
+}
+
+impl Decision {
+    /// Whether it is allowed.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Decision::Allowed(_))
+    }
+}
+
+/// Whether `user` may do that, by the fixed table and these rules.
+pub fn decide(user: &User, asked: &Attributes<'_>, rules: &Rules) -> Decision {
+    if let Some(why) = wired(user, asked) {
+        return Decision::Allowed(Why::Wired(why));
+    }
+    match rules.decide(user, asked) {
+        Found::Allowed(grant) => Decision::Allowed(Why::Granted(grant)),
+        Found::Nothing(without) => Decision::Refused(rbac::not_found(&without)),
+    }
+}
+
+/// The error that tells `user` what was refused, and what is said about it. Whoever is not known is asked who they are.
+pub fn refusal(user: &User, asked: &Attributes<'_>, said: &str) -> ApiError {
+    if user.is_anonymous() {
+        return ApiError::unauthorized();
+    }
+    let said = if said.is_empty() {
+        String::new()
     } else {
-        attributes.path
+        format!(": {said}")
     };
-    let reads = matches!(attributes.verb, "get" | "head");
+    if asked.resource.is_empty() {
+        let Attributes { verb, path, .. } = asked;
+        let message = format!("forbidden: User \"{}\" cannot {verb} path \"{path}\"{said}", user.name);
+        return ApiError::forbidden(message);
+    }
+    refused_object(user, asked, &said)
+}
+
+/// What is allowed whatever roles say, and why: all to masters, health to everybody, and to agents, controllers and servers what they are there for.
+pub fn wired(user: &User, asked: &Attributes<'_>) -> Option<&'static str> {
+    if user.is_master() {
+        return Some("masters may do everything");
+    }
+    if asked.resource.is_empty() {
+        return wired_path(user, asked);
+    }
+    let reads = matches!(asked.verb, "get" | "list" | "watch");
+    let secret = asked.group.is_empty() && asked.resource == "secrets";
+    if let Some(agent) = user.agent_name() {
+        return ((reads && !secret) || agent_may(agent, asked)).then_some("agents read, and write what is theirs");
+    }
+    let review = asked.resource.starts_with("selfsubject") && asked.verb == "create";
+    (user.is_controllers() && (review || reads || controllers_may(asked))).then_some("controllers keep the cluster")
+}
+
+fn wired_path(user: &User, asked: &Attributes<'_>) -> Option<&'static str> {
+    let path = if asked.path.len() > 1 {
+        asked.path.trim_end_matches('/')
+    } else {
+        asked.path
+    };
+    let reads = matches!(asked.verb, "get" | "head");
     let public = PUBLIC_PATHS.iter().any(|known| {
         let rest = path.strip_prefix(known);
         rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('/') && *known != "/version"))
     });
+    if reads && public {
+        return Some("everybody may ask for health and version");
+    }
     // Who joins has nothing yet but its token, which is in the body.
-    let joins = path == "/muster/v1/join" && attributes.verb == "post";
-    if user.is_master() || (reads && public) || joins {
-        return Ok(());
+    if path == "/muster/v1/join" && asked.verb == "post" {
+        return Some("whoever joins shows a token");
     }
-    if user.is_anonymous() {
-        return Err(ApiError::unauthorized());
-    }
-    let renews = user.agent_name().is_some() && path == "/muster/v1/renew" && attributes.verb == "post";
     let secret = path == "/muster/v1/tokens" || path.starts_with("/muster/v1/tokens/");
-    let reports = user.is_controllers() && path == "/muster/v1/plan" && attributes.verb == "put";
-    if (reads && !secret) || reports || renews {
-        return Ok(());
+    let asks_for_reasons = path == "/muster/v1/plan" || path.starts_with("/muster/v1/why/");
+    if user.name == CLIENT_NAME && reads && asks_for_reasons {
+        return Some("servers ask each other for reasons");
     }
-    let message = format!(
-        "forbidden: User \"{}\" cannot {} path \"{}\"",
-        user.name, attributes.verb, attributes.path
-    );
-    Err(ApiError::forbidden(message))
+    let renews = user.agent_name().is_some() && path == "/muster/v1/renew" && asked.verb == "post";
+    let reports = user.is_controllers() && path == "/muster/v1/plan" && asked.verb == "put";
+    let own = user.agent_name().is_some() || user.is_controllers();
+    (renews || reports || (own && reads && !secret)).then_some("the control plane and the agents are one cluster")
 }
 
 /// An agent writes its own object and lease, the statuses of tasks, and events.
@@ -189,37 +262,17 @@ fn agent_may(agent: &str, asked: &Attributes<'_>) -> bool {
     }
 }
 
-/// The controllers write everything but the agents' presence, which they may only clear away, and are nobody else.
+/// The controllers write everything but the agents' presence, which they may only clear away, are nobody else, and give nobody anything.
 fn controllers_may(asked: &Attributes<'_>) -> bool {
+    let clears = matches!(asked.verb, "delete" | "deletecollection");
     let presence = asked.resource == "leases" && asked.namespace == names::NAMESPACE_AGENTS;
-    if asked.verb == "impersonate" {
-        return false;
-    }
-    !presence || matches!(asked.verb, "delete" | "deletecollection")
+    // Garbage collection takes owners and finalizers off; roles that say more than before would be an escalation.
+    let roles = asked.group == rbac::GROUP;
+    let grants = matches!(asked.verb, "impersonate" | "escalate" | "bind") || asked.subresource == "token";
+    !grants && (clears || !(presence || roles && asked.verb == "create"))
 }
 
-/// Everybody else writes what users and frameworks write, outside of the control plane's own namespaces.
-fn anybody_may(asked: &Attributes<'_>) -> bool {
-    if matches!(asked.namespace, "" | names::NAMESPACE_SYSTEM | names::NAMESPACE_AGENTS) {
-        return false;
-    }
-    match (asked.group, asked.resource, asked.subresource) {
-        (names::GROUP, "tasks" | "frameworks", "")
-        | ("" | "events.k8s.io", "events", "")
-        | ("", "configmaps", "")
-        | ("coordination.k8s.io", "leases", "") => true,
-        (names::GROUP, "offers", "accept" | "decline") | ("coordination.k8s.io", "leases", "renew") => {
-            asked.verb == "create"
-        }
-        // Kinds that platform teams define are theirs, status included.
-        (group, _, "" | "status" | "scale") => {
-            group.contains('.') && group != names::GROUP && !group.ends_with(".k8s.io")
-        }
-        _ => false,
-    }
-}
-
-fn refusal(user: &User, asked: &Attributes<'_>) -> ApiError {
+fn refused_object(user: &User, asked: &Attributes<'_>, said: &str) -> ApiError {
     let dotted = if asked.group.is_empty() {
         String::new()
     } else {
@@ -242,7 +295,7 @@ fn refusal(user: &User, asked: &Attributes<'_>) -> ApiError {
     };
     let mut error = ApiError::forbidden(format!(
         "{resource}{dotted}{name} is forbidden: User \"{user}\" cannot {verb} resource \"{resource}{slashed}\" in API group \
-         \"{group}\" {place}",
+         \"{group}\" {place}{said}",
         resource = asked.resource,
         user = user.name,
         verb = asked.verb,
@@ -286,17 +339,20 @@ mod tests {
     }
 
     fn check(user: &User, allowed: &[&str], refused: &[&str]) {
+        let rules = Rules::default();
         for text in allowed {
-            assert_eq!(authorize(user, &asked(text)), Ok(()), "{}: {text}", user.name);
+            let decision = decide(user, &asked(text), &rules);
+            assert!(decision.is_allowed(), "{}: {text}", user.name);
         }
         for text in refused {
-            let error = authorize(user, &asked(text)).expect_err(text);
+            let decision = decide(user, &asked(text), &rules);
+            assert_eq!(decision, Decision::Refused(String::new()), "{}: {text}", user.name);
             let code = if user.is_anonymous() {
                 StatusCode::UNAUTHORIZED
             } else {
                 StatusCode::FORBIDDEN
             };
-            assert_eq!(error.code, code, "{}: {text}", user.name);
+            assert_eq!(refusal(user, &asked(text), "").code, code, "{}: {text}", user.name);
         }
     }
 
@@ -375,10 +431,16 @@ mod tests {
             "delete muster.dev/offers d o",
             "create coordination.k8s.io/leases muster-system muster-controllers",
             "put /muster/v1/plan",
+            "delete rbac.authorization.k8s.io/rolebindings d b",
+            "patch rbac.authorization.k8s.io/rolebindings d b",
         ];
         let refused = [
             "create coordination.k8s.io/leases muster-agents a1",
             "create coordination.k8s.io/leases/renew muster-agents a1",
+            "create rbac.authorization.k8s.io/clusterrolebindings - b",
+            "escalate rbac.authorization.k8s.io/clusterroles - r",
+            "bind rbac.authorization.k8s.io/clusterroles - r",
+            "create /serviceaccounts/token d robot",
             "impersonate /users - admin",
             "impersonate /groups - system:masters",
             "post /muster/v1/plan",
@@ -387,36 +449,23 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_users_write_specs_and_answer_offers() {
-        let allowed = [
-            "get muster.dev/agents - a1",
-            "get muster.dev/tasks/log d t",
-            "create muster.dev/tasks d t",
-            "delete muster.dev/tasks d t",
-            "patch muster.dev/frameworks d f",
-            "create muster.dev/offers/accept d o",
-            "create muster.dev/offers/decline d o",
-            "create /configmaps d c",
-            "create coordination.k8s.io/leases d l",
-            "create coordination.k8s.io/leases/renew d l",
-            "get /apis",
-        ];
+    fn without_roles_nobody_else_may_do_anything() {
         let refused = [
+            "get muster.dev/agents - a1",
+            "list muster.dev/tasks d -",
+            "create muster.dev/tasks d t",
+            "create muster.dev/offers/accept d o",
+            "create authorization.k8s.io/selfsubjectaccessreviews - -",
             "patch muster.dev/tasks/status d t",
-            "create muster.dev/agents - a1",
-            "patch muster.dev/quotas - q",
-            "delete muster.dev/offers d o",
-            "create muster.dev/agents/offers - a1",
-            "create /namespaces - n",
             "get /secrets d s",
-            "watch /secrets - -",
-            "create /serviceaccounts/token d robot",
-            "create authentication.k8s.io/tokenreviews - -",
-            "create coordination.k8s.io/leases muster-system x",
             "create coordination.k8s.io/leases/renew muster-agents a1",
+            "get /apis",
+            "get /metrics",
+            "get /muster/v1/plan",
+            "get /muster/v1/tokens",
             "put /muster/v1/plan",
         ];
-        check(&User::new("jo", &["ml"]), &allowed, &refused);
+        check(&User::new("jo", &["ml", AUTHENTICATED]), &["get /version"], &refused);
         // A name or a group alone makes nobody an agent.
         check(
             &User::new("system:muster:agent:a1", &[]),
@@ -428,20 +477,33 @@ mod tests {
             &[],
             &["patch muster.dev/agents - a1"],
         );
+        check(
+            &User::new(CLIENT_NAME, &[]),
+            &["get /muster/v1/plan", "get /muster/v1/why/d/t"],
+            &[
+                "put /muster/v1/plan",
+                "get /muster/v1/tokens",
+                "list muster.dev/tasks d -",
+            ],
+        );
     }
 
     #[test]
     fn a_refusal_says_who_may_not_do_what() {
-        let error = authorize(&User::new("u", &[]), &asked("patch muster.dev/tasks/status d n")).unwrap_err();
+        let user = User::new("u", &[]);
+        let error = refusal(&user, &asked("patch muster.dev/tasks/status d n"), "");
         assert_eq!(
             error.message,
             "tasks.muster.dev \"n\" is forbidden: User \"u\" cannot patch resource \"tasks/status\" in API group \"muster.dev\" \
              in the namespace \"d\""
         );
-        let error = authorize(&User::new("u", &[]), &asked("create /namespaces - n")).unwrap_err();
+        let error = refusal(&user, &asked("create /namespaces - -"), "RBAC: no such role");
         assert_eq!(
             error.message,
-            "namespaces \"n\" is forbidden: User \"u\" cannot create resource \"namespaces\" in API group \"\" at the cluster scope"
+            "namespaces is forbidden: User \"u\" cannot create resource \"namespaces\" in API group \"\" at the cluster scope: RBAC: no \
+             such role"
         );
+        let error = refusal(&user, &asked("get /metrics"), "");
+        assert_eq!(error.message, "forbidden: User \"u\" cannot get path \"/metrics\"");
     }
 }

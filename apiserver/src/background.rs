@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use crate::custom;
 use crate::hub::{Filter, Part};
 use crate::limits;
+use crate::rbac::aggregation;
 use crate::registry::{Guard, GuardedTxn, last_seen};
 use crate::routes::tokens;
 use crate::state::State;
@@ -19,6 +20,7 @@ pub(crate) fn start(state: &Arc<State>) -> Vec<JoinHandle<()>> {
     vec![
         tokio::spawn(async move { hub.follow(store).await }),
         tokio::spawn(sweep_events(weak.clone())),
+        tokio::spawn(aggregation::run(weak.clone())),
         tokio::spawn(custom::clean_up(weak)),
     ]
 }

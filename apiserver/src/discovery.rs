@@ -265,7 +265,8 @@ mod tests {
                 "authorization.k8s.io",
                 "coordination.k8s.io",
                 "events.k8s.io",
-                "muster.dev"
+                "muster.dev",
+                "rbac.authorization.k8s.io"
             ]
         );
         let group = json("/apis/muster.dev/").await;

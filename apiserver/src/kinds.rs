@@ -11,10 +11,13 @@ mod core;
 use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview};
-use k8s_openapi::api::authorization::v1::{LocalSubjectAccessReview, SelfSubjectAccessReview, SubjectAccessReview};
+use k8s_openapi::api::authorization::v1::{
+    LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, Namespace, Node, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
@@ -59,10 +62,15 @@ pub fn resources() -> Vec<Resource> {
         core::review::<TokenReview>("tokenreviews", "tokenreview", false),
         core::review::<LocalSubjectAccessReview>("localsubjectaccessreviews", "localsubjectaccessreview", true),
         core::review::<SelfSubjectAccessReview>("selfsubjectaccessreviews", "selfsubjectaccessreview", false),
+        core::review::<SelfSubjectRulesReview>("selfsubjectrulesreviews", "selfsubjectrulesreview", false),
         core::review::<SubjectAccessReview>("subjectaccessreviews", "subjectaccessreview", false),
         core::of::<Event>(core::EVENT),
         core::of::<Lease>(core::LEASE),
         core::of::<CustomResourceDefinition>(core::DEFINITION),
+        core::of::<ClusterRoleBinding>(core::CLUSTER_ROLE_BINDING),
+        core::of::<ClusterRole>(core::CLUSTER_ROLE),
+        core::of::<RoleBinding>(core::ROLE_BINDING),
+        core::of::<Role>(core::ROLE),
         muster(Agent::crd(), &VERBS, &[("offers", "AgentOffers", "create")]),
         muster(Framework::crd(), &VERBS, &[]),
         muster(
@@ -333,7 +341,7 @@ mod tests {
     #[test]
     fn every_kind_is_described_in_full() {
         let all = resources();
-        assert_eq!(all.len(), 20);
+        assert_eq!(all.len(), 25);
         for resource in &all {
             let name = resource.qualified();
             assert!(!resource.singular.is_empty() && !resource.version.is_empty(), "{name}");

@@ -33,6 +33,7 @@ pub mod params;
 pub mod patch;
 pub mod peers;
 mod presence;
+pub mod rbac;
 pub mod registry;
 pub mod resource;
 pub mod restore;

@@ -19,6 +19,7 @@ use crate::logs::LogSource;
 use crate::membership::Membership;
 use crate::newest::Newest;
 use crate::presence;
+use crate::rbac::{self, Authorizer};
 use crate::registry::{self, DEFAULT_NAMESPACES, Registry};
 use crate::resource::Resource;
 use crate::routes::metrics::Metrics;
@@ -55,6 +56,8 @@ pub struct State {
     pub logs: Arc<dyn LogSource>,
     /// What this server is among the machines of the cluster.
     pub membership: Membership,
+    /// Who may do what.
+    pub authorizer: Authorizer,
     /// The tokens of service accounts.
     pub accounts: Accounts,
     /// What is counted.
@@ -81,6 +84,11 @@ pub enum StartError {
     /// A namespace that must be there, or the cluster's uid, could not be made.
     #[error("the first namespaces cannot be made")]
     Commit(#[from] CommitError),
+    /// Others write the default roles all the time.
+    #[error(
+        "the default roles cannot be made: something else keeps writing them; stop it, or start fewer servers at once"
+    )]
+    Roles,
     /// What tokens are signed with is not what was kept, or cannot be made.
     #[error("the keys that tokens are signed with cannot be read; restore the store from a backup")]
     Signing,
@@ -100,10 +108,13 @@ impl State {
         for name in DEFAULT_NAMESPACES {
             make_namespace(&*config.store, &*config.env, name).await?;
         }
+        let name = cluster.to_str().unwrap_or_default();
+        rbac::bootstrap::run(&*config.store, &*config.env, name, &config.resources).await?;
         let hub = Hub::start(&*config.store, registry::hub_kinds(&config.resources)).await?;
         let resources = Arc::new(Registry::new(&config.resources, &hub));
         let state = Arc::new(State {
             store: config.store,
+            authorizer: Authorizer::new(&hub),
             hub,
             env: config.env,
             resources,

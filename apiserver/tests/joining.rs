@@ -274,7 +274,7 @@ async fn a_revoked_agent_is_refused_until_it_joins_again() {
         "data": {"a1": server.env.now().to_string(), "a3": "no time"},
     });
     let maps = "/api/v1/namespaces/muster-system/configmaps";
-    server.jo().post(maps, &list).await.expect(403);
+    server.user_named("al").post(maps, &list).await.expect(403);
     one.clone().post(maps, &list).await.expect(403);
     server.admin().post(maps, &list).await.expect(201);
     let refused = one.clone().get(agents).await.expect(401);

@@ -65,6 +65,19 @@ fn a_service_account_acts_with_its_token_and_is_refused_in_the_words_of_kubernet
     let answer = cluster.kubectl(&["create", "--raw", path, "-f", "-"], request).ok();
     let answer: Value = serde_json::from_str(&answer)?;
     let token = format!("--token={}", answer["status"]["token"].as_str().expect("a token"));
+    assert_ne!(
+        cluster.kubectl(&[&token, "get", "tasks"], "").code,
+        0,
+        "nobody gave it anything"
+    );
+    let bind = [
+        "create",
+        "rolebinding",
+        "robot",
+        "--clusterrole=view",
+        "--serviceaccount=default:robot",
+    ];
+    cluster.kubectl(&bind, "").ok();
     cluster.kubectl(&[&token, "get", "tasks"], "").ok();
     let refused = cluster.kubectl(&[&token, "get", "secrets"], "");
     let expect = "secrets is forbidden: User \"system:serviceaccount:default:robot\" cannot list resource \"secrets\" in API group \"\" in the \

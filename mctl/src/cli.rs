@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::apply_args::{ApplyArgs, DiffArgs};
+use crate::commands::auth::AuthCommand;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::image::ImageCommand;
 use crate::commands::token::TokenCommand;
@@ -103,6 +104,9 @@ pub enum Command {
     /// Import, list and delete the images that tasks on this machine run from.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Say who one is, and what one may do.
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// Make, show and delete the tokens that machines join with.
     #[command(subcommand)]
     Token(TokenCommand),

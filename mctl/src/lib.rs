@@ -120,6 +120,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
             Some(command) => commands::agent::run(session, command, SystemEnv.now(), terminal).await,
             None => Err(Failure::new("this build has no cluster in it")),
         },
+        Command::Auth(command) => commands::auth::run(session, command, terminal).await,
         Command::Token(command) => commands::token::run(session, command, terminal).await,
         Command::ApiResources(args) => commands::api_resources::run(session, args, terminal).await,
         Command::Dev(_) | Command::Server(_) => Err(Failure::new("this build has no cluster in it")),

@@ -112,6 +112,7 @@ fn parse_line(line: &str) -> Option<Entry> {
         let user = User {
             name: name.to_owned(),
             groups: groups.map(str::to_owned).collect(),
+            ..User::default()
         };
         Entry::new(token.to_owned(), user)
     })

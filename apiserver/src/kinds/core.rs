@@ -147,6 +147,56 @@ pub(super) const DEFINITION: Core = Core {
     selectable: &[],
 };
 
+/// Roles are shown with the time at which they were made, as Kubernetes does.
+const CREATED: &[(&str, &str, &str, i32)] = &[
+    ("Created At", "string", ".metadata.creationTimestamp", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 1),
+];
+const BOUND: &[(&str, &str, &str, i32)] = &[
+    ("Role", "string", "{.roleRef.kind}/{.roleRef.name}", 0),
+    AGE,
+    ("Users", "string", ".subjects[?(@.kind==\"User\")].name", 1),
+    ("Groups", "string", ".subjects[?(@.kind==\"Group\")].name", 1),
+    (
+        "ServiceAccounts",
+        "string",
+        ".subjects[?(@.kind==\"ServiceAccount\")].name",
+        1,
+    ),
+];
+
+pub(super) const ROLE: Core = Core {
+    plural: "roles",
+    singular: "role",
+    short_names: &[],
+    namespaced: true,
+    status: false,
+    renew: false,
+    columns: CREATED,
+    selectable: &[],
+};
+
+pub(super) const CLUSTER_ROLE: Core = Core {
+    plural: "clusterroles",
+    singular: "clusterrole",
+    namespaced: false,
+    ..ROLE
+};
+
+pub(super) const ROLE_BINDING: Core = Core {
+    plural: "rolebindings",
+    singular: "rolebinding",
+    columns: BOUND,
+    ..ROLE
+};
+
+pub(super) const CLUSTER_ROLE_BINDING: Core = Core {
+    plural: "clusterrolebindings",
+    singular: "clusterrolebinding",
+    namespaced: false,
+    ..ROLE_BINDING
+};
+
 pub(super) const CORE_EVENT: Core = Core {
     plural: "events",
     singular: "event",

@@ -116,7 +116,8 @@ mod tests {
                 "apis/authorization.k8s.io/v1",
                 "apis/coordination.k8s.io/v1",
                 "apis/events.k8s.io/v1",
-                "apis/muster.dev/v1"
+                "apis/muster.dev/v1",
+                "apis/rbac.authorization.k8s.io/v1"
             ]
         );
         for place in paths.values() {

@@ -8,8 +8,8 @@ use muster_api::validation::Violation;
 use serde_json::Value;
 
 use super::{
-    Context, GuardedTxn, agent, config_map, definition, event, framework, lease, namespace, offer, quota, secret,
-    service_account, task,
+    Context, GuardedTxn, agent, config_map, definition, event, framework, lease, namespace, offer, quota, role,
+    role_binding, secret, service_account, task,
 };
 use crate::error::Result;
 use crate::resource::Resource;
@@ -129,6 +129,10 @@ pub(super) fn of(resource: &Resource) -> Arc<dyn Strategy> {
         "events" | "events.events.k8s.io" => Arc::new(event::Events),
         "customresourcedefinitions.apiextensions.k8s.io" => Arc::new(definition::Definitions),
         "leases.coordination.k8s.io" => Arc::new(lease::Leases),
+        "roles.rbac.authorization.k8s.io" => Arc::new(role::Roles { cluster: false }),
+        "clusterroles.rbac.authorization.k8s.io" => Arc::new(role::Roles { cluster: true }),
+        "rolebindings.rbac.authorization.k8s.io" => Arc::new(role_binding::Bindings { cluster: false }),
+        "clusterrolebindings.rbac.authorization.k8s.io" => Arc::new(role_binding::Bindings { cluster: true }),
         _ => Arc::new(Ordinary),
     }
 }

@@ -68,7 +68,7 @@ pub(super) async fn join(mut call: Call) -> Result<Response> {
 pub(super) async fn renew(mut call: Call) -> Result<Response> {
     let shown = call.peer().and_then(|peer| peer.certificate.as_ref());
     let name = shown
-        .filter(|shown| shown.user == call.user)
+        .filter(|shown| shown.user.clone().authenticated() == call.user)
         .and_then(|shown| shown.user.agent_name())
         .map(str::to_owned);
     let name = name.ok_or_else(|| ApiError::forbidden("only an agent that shows its certificate can renew it"))?;

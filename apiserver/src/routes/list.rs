@@ -65,9 +65,19 @@ pub(super) fn filter(call: &Call, kind: &Kind, target: &Target) -> Result<Filter
     Filter::new(&kind.hub, namespace, labels, &fields)
 }
 
+/// The one object that is selected by its name, if so: whoever may list it alone may.
+pub(super) fn named(call: &Call) -> Result<String> {
+    let Selection { fields, .. } = Selection::new(&call.query)?;
+    let named = fields
+        .requirements()
+        .iter()
+        .find(|requirement| requirement.equal && requirement.field == "metadata.name");
+    Ok(named.map(|requirement| requirement.value.clone()).unwrap_or_default())
+}
+
 /// Answers a list.
 pub(super) async fn serve(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
-    call.authorize(&target, "list", "")?;
+    call.authorize(&target, "list", &named(&call)?)?;
     let renderer = Renderer::new(&call, &kind)?;
     let params = ListParams::new(&call.query)?;
     let filter = filter(&call, &kind, &target)?;

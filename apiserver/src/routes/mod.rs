@@ -23,7 +23,7 @@ pub(crate) mod tokens;
 mod views;
 mod watch;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::body::Body;
@@ -34,7 +34,7 @@ use http::{HeaderMap, Method, Request, header};
 use muster_api::names;
 
 use crate::accounts::Accounts;
-use crate::auth::{self, Attributes, User};
+use crate::auth::{self, Attributes, Decision, User};
 use crate::error::{ApiError, Result};
 use crate::params::Query;
 use crate::registry::Kind;
@@ -54,8 +54,24 @@ pub(crate) struct Call {
     pub(crate) user: User,
     pub(crate) parts: Parts,
     pub(crate) query: Query,
+    /// What was decided about it so far.
+    trail: Arc<Trail>,
     /// Behind a lock because bodies cannot be shared, which requests are across threads.
     body: Mutex<Body>,
+}
+
+/// What was decided about a request, for whoever looks at its answer. The last decision stands.
+#[derive(Debug, Default)]
+struct Trail(Mutex<Option<Decision>>);
+
+impl Trail {
+    fn note(&self, decision: Decision) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(decision);
+    }
+
+    fn last(&self) -> Option<Decision> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Call {
@@ -80,7 +96,9 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
     let method = parts.method.clone();
     let path = Path::parse(parts.uri.path());
     let (resource, name) = path.label();
-    let mut response = match dispatch(&state, path, parts, body).await {
+    let trail = Arc::new(Trail::default());
+    let answered = dispatch(&state, path, parts, body, trail.clone()).await;
+    let mut response = match answered.and_then(|response| decided(response, &trail)) {
         Ok(response) => response,
         Err(error) => {
             if error.code.is_server_error() {
@@ -96,6 +114,15 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
         .metrics
         .request(method.as_str(), &resource, response.status().as_u16(), began.elapsed());
     response
+}
+
+/// No route answers anybody whom nothing was decided about, whatever is forgotten in it.
+fn decided(response: Response, trail: &Trail) -> Result<Response> {
+    match trail.last() {
+        Some(Decision::Allowed(_)) => Ok(response),
+        _ if response.status().is_client_error() || response.status().is_server_error() => Ok(response),
+        _ => Err(ApiError::internal("nothing was decided about who may have this answer")),
+    }
 }
 
 /// The token of a request. Other schemes than `Bearer` are as good as none that is known.
@@ -141,13 +168,15 @@ pub(crate) fn identify(state: &State, token: &str, audiences: &[String]) -> Resu
     Ok((user, vec![own.to_owned()]))
 }
 
-async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body) -> Result<Response> {
-    let user = impersonation::acting(authenticate(state, &parts)?, &parts.headers)?;
+async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body, trail: Arc<Trail>) -> Result<Response> {
+    let sender = authenticate(state, &parts)?.authenticated();
+    let user = impersonation::acting(&state.authorizer, sender, &parts.headers)?;
     let query = Query::parse(parts.uri.query());
     let call = Call {
         state: state.clone(),
         user,
         query,
+        trail,
         parts,
         body: Mutex::new(body),
     };
@@ -181,19 +210,27 @@ async fn find(call: &Call, target: &Target) -> Result<Arc<Kind>> {
 async fn other(call: Call, path: &str) -> Result<Response> {
     let method = call.parts.method.clone();
     let verb = method.as_str().to_ascii_lowercase();
+    let reads = method == Method::GET || method == Method::HEAD;
     let attributes = Attributes {
-        verb: &verb,
+        // Who may read a document may ask for its head.
+        verb: if reads { "get" } else { &verb },
         path,
         ..Attributes::default()
     };
-    auth::authorize(&call.user, &attributes)?;
     let state = call.state.clone();
-    let reads = method == Method::GET || method == Method::HEAD;
+    // These two are about objects: who may see those may have them told this way, too, and nobody else.
+    if path == "/muster/v1/watch" && reads {
+        return ordered_watch::serve(call).await;
+    }
+    if let Some(rest) = path.strip_prefix("/muster/v1/why/").filter(|_| reads) {
+        let (namespace, task) = rest.split_once('/').ok_or_else(ApiError::unknown_path)?;
+        return plan::why(&call, &attributes, namespace, task).await;
+    }
+    call.decide(&attributes)?;
     match path {
         "/livez" | "/healthz" if reads => return Ok(health::live(&call)),
         "/readyz" if reads => return Ok(health::ready(&call, None).await),
         "/metrics" if reads => return metrics::show(&state),
-        "/muster/v1/watch" if reads => return ordered_watch::serve(call).await,
         "/muster/v1/plan" if reads => return plan::show(&call).await,
         "/muster/v1/plan" if method == Method::PUT => return plan::put(call).await,
         "/muster/v1/endpoints" if reads => return Ok(join::endpoints(&state)),
@@ -205,10 +242,6 @@ async fn other(call: Call, path: &str) -> Result<Response> {
     }
     if let Some(check) = path.strip_prefix("/readyz/").filter(|_| reads) {
         return Ok(health::ready(&call, Some(check)).await);
-    }
-    if let Some(rest) = path.strip_prefix("/muster/v1/why/").filter(|_| reads) {
-        let (namespace, task) = rest.split_once('/').ok_or_else(ApiError::unknown_path)?;
-        return plan::why(&call, namespace, task).await;
     }
     if let Some(id) = path
         .strip_prefix("/muster/v1/tokens/")
@@ -243,15 +276,27 @@ async fn other(call: Call, path: &str) -> Result<Response> {
 impl Call {
     /// Refuses what the user may not do.
     fn authorize(&self, target: &Target, verb: &str, name: &str) -> Result<()> {
-        let attributes = Attributes {
+        // A namespace is in itself, so that whoever is given something in it can be given itself.
+        let itself = target.group.is_empty() && target.plural == "namespaces";
+        self.decide(&Attributes {
             verb,
             group: &target.group,
             resource: &target.plural,
             subresource: &target.subresource,
-            namespace: &target.namespace,
+            namespace: if itself { name } else { &target.namespace },
             name,
             path: "",
+        })
+    }
+
+    /// The same, of attributes.
+    fn decide(&self, asked: &Attributes<'_>) -> Result<()> {
+        let decision = self.state.authorizer.decide(&self.user, asked);
+        let refused = match &decision {
+            Decision::Allowed(_) => None,
+            Decision::Refused(said) => Some(auth::refusal(&self.user, asked, said)),
         };
-        auth::authorize(&self.user, &attributes)
+        self.trail.note(decision);
+        refused.map_or(Ok(()), Err)
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! With `others=true` it tells of every other kind, too, also of those that are yet to come, but only outlines: who an object is, who
 //! owns it, and what keeps it. That is what garbage collection needs to know, and nothing else of them leaves the server here.
+//!
+//! Each kind needs the right to `watch` it: everywhere, or with `namespace=NAME` in that namespace, and then nothing else is told.
 
 use std::sync::Arc;
 
@@ -27,10 +29,18 @@ use crate::state::State;
 
 /// Answers the ordered watch.
 pub(super) async fn serve(call: Call) -> Result<Response> {
+    if call.user.is_anonymous() {
+        return Err(ApiError::unauthorized());
+    }
     let mut kinds: Vec<KindId> = Vec::new();
+    let namespace = call.query.get("namespace").filter(|namespace| !namespace.is_empty());
+    let namespace = namespace.map(str::to_owned);
     let names = call.query.all("resources").flat_map(|names| names.split(','));
     for name in names.map(str::trim).filter(|name| !name.is_empty()) {
         let kind = call.state.resources.stored(name);
+        if namespace.is_some() && kind.as_ref().is_some_and(|kind| !kind.resource.namespaced) {
+            return Err(ApiError::bad_request(format!("resources: {name:?} is in no namespace")));
+        }
         let id = kind.map(|kind| kind.id).ok_or_else(|| {
             let known = call.state.resources.kinds();
             let known = known.iter().filter(|kind| kind.view == View::Stored);
@@ -41,6 +51,7 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
         let target = Target {
             group: group.to_owned(),
             plural: plural.to_owned(),
+            namespace: namespace.clone().unwrap_or_default(),
             ..Target::default()
         };
         call.authorize(&target, "watch", "")?;
@@ -57,6 +68,9 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
     if others && !call.user.is_controllers() && !call.user.is_master() {
         return Err(ApiError::forbidden("only the control plane watches all kinds"));
     }
+    if others && namespace.is_some() {
+        return Err(ApiError::bad_request("others: all kinds are watched in all namespaces"));
+    }
     let start = call.query.number("resourceVersion")?;
     let begun = match start {
         None => {
@@ -66,7 +80,10 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
                 let others = call.state.hub.kind_ids().into_iter();
                 listed.extend(others.filter(|kind| !kinds.contains(kind)));
             }
-            let (found, position) = call.state.hub.list_and_position(&listed, &Filter::all(None));
+            let (found, position) = call
+                .state
+                .hub
+                .list_and_position(&listed, &Filter::all(namespace.as_deref()));
             let objects = found.into_iter().flat_map(|found| found.objects).collect();
             Ok((Some((objects, 0)), position))
         }
@@ -85,6 +102,7 @@ pub(super) async fn serve(call: Call) -> Result<Response> {
                 _open: call.state.metrics.watch("ordered"),
                 state: call.state,
                 kinds,
+                namespace,
                 others,
                 snapshot,
                 position,
@@ -110,6 +128,8 @@ struct OrderedWatch {
     state: Arc<State>,
     /// The kinds whose objects are told whole.
     kinds: Vec<KindId>,
+    /// The only namespace whose objects are told.
+    namespace: Option<String>,
     /// Whether the others are told in outline.
     others: bool,
     /// The state to begin with, and how much of it has been sent.
@@ -143,13 +163,16 @@ impl OrderedWatch {
             self.reached.borrow_and_update();
             let wanted = |kind: KindId| self.others || self.kinds.contains(&kind);
             let advanced = self.state.hub.advance(&mut self.position, wanted, limits::WATCH_BATCH);
-            let (events, more) = match advanced {
+            let (mut events, more) = match advanced {
                 Ok(advanced) => advanced,
                 Err(left) => {
                     self.ended = true;
                     return Some(error_line(&ApiError::too_old(self.told, left.floor)).into());
                 }
             };
+            if let Some(namespace) = &self.namespace {
+                events.retain(|event| event.object().namespace() == namespace);
+            }
             if !events.is_empty() {
                 return Some(self.batches(&events));
             }

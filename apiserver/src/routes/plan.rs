@@ -6,7 +6,9 @@ use muster_api::wire::PlanReport;
 use serde_json::json;
 
 use super::answer::json_value;
+use super::path::Target;
 use super::{Call, resource};
+use crate::auth::{self, Attributes};
 use crate::body::{self, ContentType};
 use crate::error::{ApiError, Result};
 use crate::keys;
@@ -66,7 +68,20 @@ fn too_new() -> ApiError {
 }
 
 /// `GET /muster/v1/why/NAMESPACE/TASK`.
-pub(super) async fn why(call: &Call, namespace: &str, name: &str) -> Result<Response> {
+pub(super) async fn why(call: &Call, asked: &Attributes<'_>, namespace: &str, name: &str) -> Result<Response> {
+    // Another server has asked whoever sent it whether they may read the task.
+    if auth::wired(&call.user, asked).is_some() {
+        call.decide(asked)?;
+    } else {
+        let resource = &call.state.resources.muster("tasks").resource;
+        let task = Target {
+            group: resource.group.clone(),
+            plural: resource.plural.clone(),
+            namespace: namespace.to_owned(),
+            ..Target::default()
+        };
+        call.authorize(&task, "get", name)?;
+    }
     resource::catch_up(call).await?;
     let state = &call.state;
     let kind = state.resources.muster("tasks");

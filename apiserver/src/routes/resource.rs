@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::answer::{Renderer, json_value};
 use super::path::Target;
 use super::{Call, accounts, agent_offers, lease, list, offers, reviews, scale, views, watch};
+use crate::accept;
 use crate::body::{self, ContentType, Decoded};
 use crate::error::{ApiError, Result};
 use crate::hub::Part;
@@ -23,9 +24,6 @@ use crate::registry::{self, Application, Change, Context, Create, Kind, Update, 
 
 /// Finds out what is asked for, and does it.
 pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
-    if call.user.is_anonymous() {
-        return Err(ApiError::unauthorized());
-    }
     check_place(&kind, &target)?;
     match target.subresource.as_str() {
         "" => (),
@@ -182,11 +180,21 @@ async fn create(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Respo
     call.authorize(
         &Target {
             namespace: namespace.clone(),
-            ..target
+            ..target.clone()
         },
         "create",
-        &name,
+        // What has no name in its path has none for rules; agents are told apart by theirs.
+        if call.user.agent_name().is_some() { &name } else { "" },
     )?;
+    if let Some(offer) = accept::offer_of(&kind, &decoded.value) {
+        let offers = Target {
+            plural: "offers".to_owned(),
+            subresource: "accept".to_owned(),
+            namespace: namespace.clone(),
+            ..target
+        };
+        call.authorize(&offers, "create", &offer)?;
+    }
     let fence = Fence::of(call.headers(), &call.user)?;
     let context = Context::new(&call.state, &call.user, fence.as_ref());
     let create = Create {

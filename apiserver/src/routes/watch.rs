@@ -30,7 +30,12 @@ use crate::state::State;
 
 /// Answers a watch.
 pub(super) async fn serve(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
-    call.authorize(&target, "watch", &target.name)?;
+    let name = if target.name.is_empty() {
+        list::named(&call)?
+    } else {
+        target.name.clone()
+    };
+    call.authorize(&target, "watch", &name)?;
     let renderer = Renderer::new(&call, &kind)?;
     let params = WatchParams::new(&call.query)?;
     let filter = if target.name.is_empty() {

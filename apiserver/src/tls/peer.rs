@@ -47,6 +47,7 @@ impl Certified {
             user: User {
                 name: name.to_owned(),
                 groups: groups.ok()?,
+                ..User::default()
             },
             issued_at: Timestamp::from_second(certificate.validity().not_before.timestamp()).ok()? + SKEW,
             not_after: Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()?,

@@ -121,12 +121,53 @@ impl Server {
             membership,
         };
         let state = State::start(config).await.unwrap();
-        Server {
+        let server = Server {
             router: router(state.clone()),
             state,
             env,
             store,
             tokens,
+        };
+        server.let_ml_work().await;
+        server
+    }
+
+    /// The group `ml`, which [`jo`](Server::jo) is in, works everywhere, as a team does in its namespace: a role of the tests' own, that has no secrets.
+    async fn let_ml_work(&self) {
+        let read = ["get", "list", "watch"];
+        let write = [
+            "get",
+            "list",
+            "watch",
+            "create",
+            "delete",
+            "deletecollection",
+            "patch",
+            "update",
+        ];
+        let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({"apiGroups": groups, "resources": resources, "verbs": verbs});
+        let rules = [
+            rule(&["muster.dev"], &["*"], &read),
+            rule(&["muster.dev"], &["frameworks", "tasks"], &write),
+            rule(&["muster.dev"], &["offers/accept", "offers/decline"], &["create"]),
+            rule(&["", "events.k8s.io"], &["events"], &write),
+            rule(&[""], &["configmaps"], &write),
+            rule(&[""], &["namespaces"], &read),
+            rule(&["coordination.k8s.io"], &["leases"], &write),
+            rule(&["coordination.k8s.io"], &["leases/renew"], &["create"]),
+            rule(&["example.com"], &["*"], &write),
+            json!({"nonResourceURLs": ["/muster/v1/plan"], "verbs": ["get"]}),
+        ];
+        let role = json!({"metadata": {"name": "ml"}, "rules": rules});
+        let binding = json!({
+            "metadata": {"name": "ml"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "ml"},
+            "subjects": [{"kind": "Group", "name": "ml"}],
+        });
+        for (path, object) in [(CLUSTER_ROLES, role), (CLUSTER_ROLE_BINDINGS, binding)] {
+            let made = self.admin().post(path, &object).await;
+            // Another server over the same store may have made it.
+            assert!(made.code == 201 || made.code == 409, "{}", made.json);
         }
     }
 
@@ -162,6 +203,11 @@ impl Server {
 
     pub fn agent(&self, name: &str) -> Client<'_> {
         self.user(User::agent(name))
+    }
+
+    /// A user without groups, whom nobody has given anything.
+    pub fn user_named(&self, name: &str) -> Client<'_> {
+        self.user(User::new(name, &[]))
     }
 
     pub fn jo(&self) -> Client<'_> {
@@ -337,6 +383,8 @@ pub const TASKS: &str = "/apis/muster.dev/v1/namespaces/default/tasks";
 pub const OFFERS: &str = "/apis/muster.dev/v1/namespaces/default/offers";
 pub const AGENTS: &str = "/apis/muster.dev/v1/agents";
 pub const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub const CLUSTER_ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+pub const CLUSTER_ROLE_BINDINGS: &str = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
 pub const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces";
 
 pub fn task(name: &str) -> Value {

@@ -5,6 +5,7 @@ pub mod agents;
 pub mod api_resources;
 pub mod apply;
 mod applyset;
+pub mod auth;
 pub mod backup;
 pub mod config;
 pub mod cordon;
