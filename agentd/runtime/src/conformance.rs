@@ -8,6 +8,7 @@ mod creation;
 mod output;
 mod presence;
 mod running;
+mod sessions;
 mod stopping;
 
 use std::future::Future;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 
-use crate::{ContainerId, ContainerSpec, Exit, LogChunk, LogLine, LogQuery, Runtime, State, Stop, Stream};
+use crate::{ContainerId, ContainerSpec, Exec, Exit, LogChunk, LogLine, LogQuery, Runtime, State, Stop, Stream};
 
 /// How long a condition may take to come true on a machine with much else to do.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +48,10 @@ pub enum Program {
     EatMemory,
     /// Leaves two processes behind and exits with 0, one of them in a session of its own.
     Orphans,
+    /// Copies its standard input to its standard output.
+    Cat,
+    /// Prints `ready`, and then is one process that runs until it is stopped.
+    Ready,
 }
 
 /// How many lines [`Program::Numbers`] prints: more than one log file of the smallest size holds, less than two.
@@ -77,6 +82,14 @@ pub trait Harness: Send + Sync {
 
     /// Whether it can.
     fn can(&self, ability: Ability) -> bool;
+}
+
+/// What a command does, as one of a session.
+fn exec(harness: &dyn Harness, program: Program) -> Exec {
+    Exec {
+        stdin: program == Program::Cat,
+        ..Exec::command(harness.spec(program).argv)
+    }
 }
 
 /// A promise as a test.
@@ -131,6 +144,16 @@ cases! {
         output_can_be_read_on_from_a_position_over_a_rotation,
         output_older_than_asked_is_left_out,
         position_that_is_none_is_invalid,
+    }
+    sessions {
+        session_has_streams_and_the_exit_code_of_its_command,
+        session_is_written_to_until_its_input_ends,
+        session_of_a_command_that_is_not_there_ends_as_in_a_shell,
+        only_running_containers_can_be_entered,
+        session_ends_with_its_container,
+        nothing_is_left_of_a_session_that_was_hung_up,
+        nothing_is_left_of_what_a_session_leaves_behind,
+        sessions_of_a_container_are_counted,
     }
 }
 

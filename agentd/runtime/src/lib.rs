@@ -8,6 +8,8 @@
 //! did not make. The promises are written down once, as executable cases, in [`conformance`].
 
 pub mod conformance;
+pub mod copy;
+pub mod exec;
 pub mod fake;
 pub mod images;
 pub mod limits;
@@ -23,6 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+pub use exec::{Exec, Session};
 pub use fake::FakeRuntime;
 pub use images::Images;
 pub use process::ProcessRuntime;
@@ -70,6 +73,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The part of a container's output that the query asks for, at most one chunk; an empty chunk means nothing there yet.
     async fn logs(&self, id: &ContainerId, query: &LogQuery) -> Result<LogChunk, Error>;
+
+    /// Enters a running container and does something in it, with streams: as the container's user, in its directory, with its environment, in
+    /// its namespaces and its cgroup, and with no right that its command does not have. A command that cannot be run is no error but the
+    /// end of the session, with the exit code of a shell. See [`Session`] for how it ends.
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error>;
 
     /// Wakes its reader when any container may have changed state. May say too much, never too little; carries no data:
     /// the reader lists again.

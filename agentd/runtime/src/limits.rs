@@ -96,3 +96,30 @@ pub const IMAGE_WRITE_BYTES: usize = 1 << 20;
 
 /// So many pieces of an image are read ahead: the disk and containerd each have one, and one waits.
 pub const IMAGE_WRITES: usize = 3;
+
+/// The most bytes of the words of one command in a container: a quarter of what one argument of a program may have, and half of what the head
+/// of a request may.
+pub const EXEC_BYTES: usize = 32 * 1024;
+
+/// The longest message between an agent and a session: the words of a command, each byte of which JSON may write as six, and some: less than
+/// what a socket holds (208 KiB).
+pub const EXEC_MESSAGE_BYTES: usize = 6 * EXEC_BYTES + 8 * 1024;
+
+/// Sessions in one container at a time. Each is two processes of the machine and some megabytes of its memory: people need a few, and a loop
+/// gone wild has to end before the machine does.
+pub const EXEC_SESSIONS: usize = 32;
+
+/// How long what runs in a session has to end after its client has gone: to save a file, not to finish the work.
+pub const EXEC_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a session may take to connect to a port of its own container: a listener takes a connection at once.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The most bytes of the files of one copy: as the largest image.
+pub const COPY_BYTES: u64 = 128 << 30;
+
+/// The most files, directories and links of one copy: as the largest image.
+pub const COPY_FILES: usize = 4_000_000;
+
+/// How deep directories of one copy may be: each costs an open descriptor, of which a process has a thousand.
+pub const COPY_DEPTH: usize = 200;

@@ -383,6 +383,17 @@ pub enum Error {
     /// The container runs, so it cannot be removed.
     #[error("container {0} is running")]
     Running(ContainerId),
+    /// The container does not run, so it cannot be entered.
+    #[error("container {0} does not run")]
+    NotRunning(ContainerId),
+    /// There are as many as may be; trying again can help.
+    #[error("container {id} has {most} sessions, which is the most: end one of them")]
+    TooMany {
+        /// Of which container.
+        id: ContainerId,
+        /// How many there may be.
+        most: usize,
+    },
     /// The runtime has no image of this name; says where it looked and what to do.
     #[error("{0}")]
     ImageNotFound(String),

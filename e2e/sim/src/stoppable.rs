@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use muster_runtime::{
-    Container, ContainerId, ContainerSpec, Error, Guard, Isolation, LogChunk, LogQuery, Runtime, Stop,
+    Container, ContainerId, ContainerSpec, Error, Exec, Guard, Isolation, LogChunk, LogQuery, Runtime, Session, Stop,
 };
 
 use crate::gate::Gate;
@@ -59,6 +59,11 @@ impl Runtime for Stoppable {
     async fn logs(&self, id: &ContainerId, query: &LogQuery) -> Result<LogChunk, Error> {
         self.gate.pass().await;
         self.runtime.logs(id, query).await
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
+        self.gate.pass().await;
+        self.runtime.exec(id, exec).await
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {

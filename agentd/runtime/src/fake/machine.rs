@@ -408,6 +408,13 @@ impl Machine {
         self.vouched = self.vouched.max(Some(at));
     }
 
+    /// What a container is made from, and whether it runs.
+    pub(super) fn inside(&self, id: &ContainerId) -> Option<(&ContainerSpec, bool)> {
+        let fake = self.containers.get(id)?;
+        Some((&fake.spec, matches!(fake.state, FakeState::Running(_))))
+    }
+
+    /// How often the command of a container was run.
     pub(super) fn starts(&self, id: &ContainerId) -> usize {
         self.starts.get(id).copied().unwrap_or(0)
     }

@@ -12,8 +12,9 @@
 
 mod behaviour;
 mod machine;
+mod session;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +25,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
-use crate::{Container, ContainerId, ContainerSpec, Error, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, Stop};
+use crate::{
+    Container, ContainerId, ContainerSpec, Error, Exec, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, Session,
+    Stop,
+};
 
 pub use behaviour::{Behaviour, Ending, Output};
 use machine::Machine;
@@ -45,6 +49,8 @@ pub enum Call {
     Remove,
     /// [`Runtime::logs`].
     Logs,
+    /// [`Runtime::exec`].
+    Exec,
 }
 
 /// How a call goes wrong.
@@ -82,6 +88,7 @@ struct Inner {
     behaviours: Behaviours,
     faults: Faults,
     once: VecDeque<(Call, Fault)>,
+    sessions: BTreeMap<ContainerId, usize>,
 }
 
 impl FakeRuntime {
@@ -92,6 +99,7 @@ impl FakeRuntime {
             behaviours: Arc::new(|_, spec| Behaviour::of(spec)),
             faults: Box::new(|_, _| None),
             once: VecDeque::new(),
+            sessions: BTreeMap::new(),
         };
         FakeRuntime {
             shared: Arc::new(Shared {
@@ -210,6 +218,7 @@ impl FakeRuntime {
             Call::Stop => ("stop", CALL_DEADLINE),
             Call::Remove => ("remove", REMOVE_DEADLINE),
             Call::Logs => ("logs", CALL_DEADLINE),
+            Call::Exec => ("exec", CALL_DEADLINE),
         };
         tokio::time::sleep(deadline).await;
         Err(Error::Deadline { call, deadline })
@@ -272,6 +281,11 @@ impl Runtime for FakeRuntime {
             fake.change_silently(|machine| machine.logs(id, query))
         })
         .await
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
+        self.call(Call::Exec, Some(id), |fake| session::begin(fake, id, exec))
+            .await
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {

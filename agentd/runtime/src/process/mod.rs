@@ -21,6 +21,7 @@ mod config;
 pub mod containerd;
 mod control;
 mod directory;
+mod exec;
 mod filter;
 mod host;
 mod init;
@@ -50,12 +51,15 @@ use tokio::task::JoinSet;
 
 use crate::limits::{CALL_DEADLINE, CONTAINERD_CREATE_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
 use crate::registry::{self, Puller};
-use crate::{Container, ContainerId, ContainerSpec, Error, Guard, Isolation, LogChunk, LogQuery, Runtime, State, Stop};
+use crate::{
+    Container, ContainerId, ContainerSpec, Error, Exec, Guard, Isolation, LogChunk, LogQuery, Runtime, Session, State,
+    Stop,
+};
 use control::{Created, LINE_MAX, Reply, Request};
 use directory::{Directory, ROOT};
 use maker::Maker;
 use pull::IntoDirectory;
-use shared::{Listed, Shared, blocking, lock, system};
+use shared::{Listed, Shared, blocking, lock, system, within};
 use shims::{Asked, Shims};
 
 pub use config::{Config, Isolate, ShimCommand};
@@ -124,6 +128,7 @@ impl ProcessRuntime {
             tasks: Mutex::new(JoinSet::new()),
             busy: Mutex::default(),
             exited: Mutex::default(),
+            sessions: Arc::default(),
         };
         Ok(ProcessRuntime {
             shared: Arc::new(shared),
@@ -393,16 +398,6 @@ impl Shared {
     }
 }
 
-async fn within<T>(
-    call: &'static str,
-    deadline: Duration,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    tokio::time::timeout(deadline, work)
-        .await
-        .unwrap_or(Err(Error::Deadline { call, deadline }))
-}
-
 #[async_trait]
 impl Runtime for ProcessRuntime {
     fn isolation(&self) -> Isolation {
@@ -464,6 +459,10 @@ impl Runtime for ProcessRuntime {
             logs::read(directory.path(), &query, matches!(state, State::Exited(_)))
         });
         within("logs", CALL_DEADLINE, read).await
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
+        self.shared.exec(id, exec).await
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -11,6 +13,7 @@ use tokio::task::JoinSet;
 use super::cgroup::Hierarchies;
 use super::config::Config;
 use super::directory::Directory;
+use super::exec::Counts;
 use super::lost;
 use super::maker::Maker;
 use super::shims::Shims;
@@ -36,6 +39,8 @@ pub(super) struct Shared {
     pub(super) busy: Mutex<BTreeMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
     /// Containers that were seen to have exited, so that a list reads each of them once.
     pub(super) exited: Mutex<BTreeMap<ContainerId, Exited>>,
+    /// How many sessions each container has.
+    pub(super) sessions: Counts,
 }
 
 /// A container that has exited: it does not change any more. True as long as its exit is in the same file.
@@ -226,4 +231,15 @@ pub(super) async fn blocking<T: Send + 'static>(
             message: error.to_string(),
         })
     })
+}
+
+/// Gives up on work that takes too long.
+pub(super) async fn within<T>(
+    call: &'static str,
+    deadline: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(deadline, work)
+        .await
+        .unwrap_or(Err(Error::Deadline { call, deadline }))
 }

@@ -2,19 +2,23 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use super::config::ShimCommand;
 use super::shared::lock;
+use super::sys;
+
+/// The message that asks for a session: no path is this.
+pub(super) const SESSION: &[u8] = b"\0session";
 
 /// Where shims come from.
 pub(super) struct Shims {
@@ -62,10 +66,20 @@ impl Shims {
     pub(super) fn ask(&self, directory: &Path) -> io::Result<Option<Asked>> {
         let (said, tell) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let said = pipe::Receiver::from_owned_fd(said)?;
+        let server = self.send(directory.as_os_str().as_encoded_bytes(), tell)?;
+        Ok(server.map(|server| Asked { said, server }))
+    }
+
+    /// Asks for a session, which is told at the other end of this socket what to do. `false`: no server lives long enough to be asked.
+    pub(super) fn ask_session(&self, theirs: OwnedFd) -> io::Result<bool> {
+        Ok(self.send(SESSION, theirs)?.is_some())
+    }
+
+    fn send(&self, message: &[u8], fd: OwnedFd) -> io::Result<Option<Arc<Server>>> {
         let mut server = self.server(None)?;
         for _ in 0..2 {
-            match server.send(directory, &tell) {
-                Ok(()) => return Ok(Some(Asked { said, server })),
+            match sys::send(&server.socket, message, &[fd.as_fd()]) {
+                Ok(()) => return Ok(Some(server)),
                 // It has ended since it was last looked at.
                 Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => server = self.server(Some(&server))?,
                 Err(error) => return Err(error.into()),
@@ -123,19 +137,5 @@ impl Server {
     /// Waits until it is gone.
     pub(super) async fn ended(&self) {
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
-    }
-
-    fn send(&self, directory: &Path, tell: &OwnedFd) -> nix::Result<()> {
-        let path = [io::IoSlice::new(directory.as_os_str().as_encoded_bytes())];
-        let fds = [tell.as_raw_fd()];
-        let flags = MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<()>(
-            self.socket.as_raw_fd(),
-            &path,
-            &[ControlMessage::ScmRights(&fds)],
-            flags,
-            None,
-        )
-        .map(drop)
     }
 }

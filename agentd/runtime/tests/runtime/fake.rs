@@ -31,6 +31,7 @@ fn behaviour(argv: &[String]) -> Behaviour {
         ["exit", code] => Behaviour::exits(now, code.parse().unwrap()),
         ["signal", signal] => Behaviour::ends(Ending::Signal(now, signal.parse().unwrap())),
         ["forever"] => Behaviour::forever(),
+        ["ready"] => Behaviour::forever().printing(now, Stream::Stdout, "ready\n"),
         ["stubborn"] => Behaviour::forever()
             .ignoring_signals()
             .printing(now, Stream::Stdout, "ready\n"),
@@ -67,6 +68,8 @@ impl Harness for FakeMachine {
             Program::Missing => "missing".to_owned(),
             Program::EatMemory => "eat-memory".to_owned(),
             Program::Orphans => "exit 0".to_owned(),
+            Program::Cat => "cat".to_owned(),
+            Program::Ready => "ready".to_owned(),
         };
         ContainerSpec {
             argv: command.split(' ').map(str::to_owned).collect(),

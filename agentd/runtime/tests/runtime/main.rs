@@ -12,6 +12,7 @@ mod inside;
 mod killed;
 mod process;
 mod server;
+mod sessions;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     trials.extend(server::trials());
     trials.extend(broken::trials());
     trials.extend(contents::trials());
+    trials.extend(sessions::trials());
     let code = libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
     containerd::stop();
     code

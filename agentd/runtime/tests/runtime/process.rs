@@ -314,6 +314,8 @@ impl Harness for Machine {
                 spec
             }
             Program::Orphans => self.script("sleep 1000 & setsid sleep 1000 & exit 0"),
+            Program::Cat => self.command(&["cat"]),
+            Program::Ready => self.script("echo ready; exec sleep infinity"),
         }
     }
 

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use muster_agentd::spec::LABEL_ATTEMPT;
 use muster_runtime::{
-    Container, ContainerId, ContainerSpec, Error, Exit, FakeRuntime, Guard, Isolation, LogChunk, LogQuery, Runtime,
-    State, Stop,
+    Container, ContainerId, ContainerSpec, Error, Exec, Exit, FakeRuntime, Guard, Isolation, LogChunk, LogQuery,
+    Runtime, Session, State, Stop,
 };
 
 use super::Mutant;
@@ -114,6 +114,10 @@ impl Runtime for MutantRuntime {
 
     async fn logs(&self, id: &ContainerId, query: &LogQuery) -> Result<LogChunk, Error> {
         self.runtime.logs(&self.real(id), query).await
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
+        self.runtime.exec(&self.real(id), exec).await
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {

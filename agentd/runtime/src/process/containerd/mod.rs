@@ -38,7 +38,8 @@ use super::{ProcessRuntime, clock};
 use crate::limits::{CONTAINERD_ANSWER, CONTAINERD_TIDY_AGAIN};
 use crate::registry::{self, Progress, PullError, Puller};
 use crate::{
-    Container, ContainerId, ContainerSpec, Error, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, State, Stop,
+    Container, ContainerId, ContainerSpec, Error, Exec, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, Session,
+    State, Stop,
 };
 use client::Client;
 use make::Daemon;
@@ -289,6 +290,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn logs(&self, id: &ContainerId, query: &LogQuery) -> Result<LogChunk, Error> {
         self.kept.logs(id, query).await
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
+        self.kept.exec(id, exec).await
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {

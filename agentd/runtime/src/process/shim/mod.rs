@@ -12,11 +12,14 @@
 
 mod contained;
 mod deadman;
+mod family;
+mod inside;
 mod isolated;
 mod outputs;
 mod peers;
 mod plain;
 mod server;
+mod session;
 
 use std::ffi::OsString;
 use std::fs;
@@ -38,9 +41,10 @@ use crate::{Exit, FENCED};
 use deadman::Deadman;
 use outputs::Outputs;
 use peers::Peers;
-use server::Common;
+use server::{Born, Common};
 
 pub(super) use deadman::{Watched, vouch};
+pub(super) use session::{Answer, Wanted};
 
 /// How often it is tried again to end what does not end: a process that a driver holds in the kernel.
 const KILL_AGAIN: Duration = Duration::from_millis(20);
@@ -92,8 +96,9 @@ struct Pipes {
 pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let ended = match args.into_iter().next() {
         Some(directory) => server::alone(directory.into()).and_then(|directory| run(directory, None)),
-        None => server::serve().and_then(|shim| match shim {
-            Some((directory, common)) => run(directory, Some(&common)),
+        None => server::serve().and_then(|born| match born {
+            Some((Born::Shim(directory), common)) => run(directory, Some(&common)),
+            Some((Born::Session(agent), common)) => session::serve(&agent, &common),
             None => Ok(()),
         }),
     };

@@ -1,8 +1,6 @@
 //! A command as a plain process: where nothing can be isolated, it is at least found and ended as a whole. Everything it makes becomes a
 //! child of the shim at last, because the shim is a subreaper; so when the shim has no children left, nothing is left.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -13,6 +11,7 @@ use nix::unistd::Pid;
 use super::super::directory::Held;
 use super::super::init::Verdict;
 use super::super::sys;
+use super::family::descendants;
 use super::{Pipes, Workload};
 
 pub(super) struct Plain {
@@ -93,31 +92,4 @@ impl Workload for Plain {
     }
 
     fn clean(&mut self) {}
-}
-
-/// All processes below this one.
-fn descendants(root: Pid) -> Vec<Pid> {
-    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        if let Some(parent) = parent(pid) {
-            children.entry(parent).or_default().push(pid);
-        }
-    }
-    let mut found = Vec::new();
-    let mut open = vec![root.as_raw()];
-    while let Some(pid) = open.pop() {
-        let below = children.remove(&pid).unwrap_or_default();
-        found.extend(below.iter().copied().map(Pid::from_raw));
-        open.extend(below);
-    }
-    found
-}
-
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the name, which may hold anything: state, parent.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }

@@ -24,7 +24,9 @@ use super::super::cgroup::Hierarchies;
 use super::super::control::Created;
 use super::super::directory::Directory;
 use super::super::filter::Filter;
+use super::super::shims::SESSION;
 use super::super::sys;
+use super::session;
 use crate::spec;
 
 /// A shim must outlive its container: as protected as can be without being the last to go; or, where that is not allowed, as everybody.
@@ -54,15 +56,25 @@ impl Common {
     }
 }
 
-/// What an agent asks for: a shim for the container in this directory.
-struct Request {
-    directory: PathBuf,
-    to_agent: OwnedFd,
+/// What an agent asks for.
+enum Request {
+    /// A shim for the container in this directory; what it says goes there.
+    Shim { directory: PathBuf, to_agent: OwnedFd },
+    /// A session, which is told at this socket what to do.
+    Session(OwnedFd),
 }
 
-/// Serves the agent at the other end of standard input until it has gone: `None`. Comes back in each child that is to be a shim, with the
-/// container's directory; what the shim says to the agent goes to its standard output.
-pub(super) fn serve() -> io::Result<Option<(Directory, Common)>> {
+/// What a child of the server is to be.
+pub(super) enum Born {
+    /// The shim of the container in this directory.
+    Shim(Directory),
+    /// A session; the agent is at the other end of this.
+    Session(OwnedFd),
+}
+
+/// Serves the agent at the other end of standard input until it has gone: `None`. Comes back in each child, with what that is to be; what a
+/// shim says to the agent goes to its standard output.
+pub(super) fn serve() -> io::Result<Option<(Born, Common)>> {
     apart();
     sys::close_from(3);
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
@@ -96,13 +108,10 @@ pub(super) fn serve() -> io::Result<Option<(Directory, Common)>> {
             Ok(ForkResult::Child) => {
                 // Not the shim's: the server's end would not be seen, and what is forked from here on would hold them, too.
                 drop((socket, signals));
-                return request.become_shim().map(|directory| Some((directory, common)));
+                return request.begin().map(|born| Some((born, common)));
             }
             Ok(ForkResult::Parent { .. }) => {}
-            Err(error) => super::say(
-                &request.to_agent,
-                &Created::Failed(format!("cannot make a process: {}", error.desc())),
-            ),
+            Err(error) => request.fail(&format!("cannot make a process: {}", error.desc())),
         }
     }
 }
@@ -128,24 +137,37 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<Request>> {
     let mut path = vec![0; PATH_MAX];
     match sys::receive(socket, &mut path)? {
         (0, _) => Ok(None),
+        (length, Some(socket)) if path[..length] == *SESSION => Ok(Some(Request::Session(socket))),
         (length, Some(to_agent)) => {
             path.truncate(length);
             let directory = PathBuf::from(std::ffi::OsString::from_vec(path));
-            Ok(Some(Request { directory, to_agent }))
+            Ok(Some(Request::Shim { directory, to_agent }))
         }
         (_, None) => Err(io::Error::other("a request without a pipe")),
     }
 }
 
 impl Request {
-    fn become_shim(self) -> io::Result<Directory> {
+    fn fail(&self, why: &str) {
+        match self {
+            Request::Shim { to_agent, .. } => super::say(to_agent, &Created::Failed(why.to_owned())),
+            Request::Session(socket) => session::refuse(socket, why),
+        }
+    }
+
+    fn begin(self) -> io::Result<Born> {
         // A session of its own, as the server has.
         let _ = nix::unistd::setsid();
-        nix::unistd::dup2_stdout(&self.to_agent)?;
-        nix::unistd::dup2_stderr(File::create(self.directory.join("shim.log"))?)?;
-        // Shows whose shim it is.
-        std::env::set_current_dir(&self.directory)?;
-        Ok(Directory::at(self.directory))
+        match self {
+            Request::Session(socket) => Ok(Born::Session(socket)),
+            Request::Shim { directory, to_agent } => {
+                nix::unistd::dup2_stdout(&to_agent)?;
+                nix::unistd::dup2_stderr(File::create(directory.join("shim.log"))?)?;
+                // Shows whose shim it is.
+                std::env::set_current_dir(&directory)?;
+                Ok(Born::Shim(Directory::at(directory)))
+            }
+        }
     }
 }
 
