@@ -188,7 +188,15 @@ fn teams() -> Vec<Default> {
         Rule::of(
             &READ,
             &[""],
-            &["configmaps", "namespaces", "namespaces/status", "serviceaccounts"],
+            &[
+                "configmaps",
+                "namespaces",
+                "namespaces/status",
+                "nodes",
+                "pods",
+                "pods/log",
+                "serviceaccounts",
+            ],
         ),
         Rule::of(&READ, &EVENTS, &["events"]),
         Rule::of(&READ, &LEASES, &["leases"]),
@@ -196,7 +204,8 @@ fn teams() -> Vec<Default> {
     ];
     let edit = [
         Rule::of(&READ, &[""], &["secrets"]),
-        Rule::of(&WRITE, &[""], &["configmaps", "secrets", "serviceaccounts"]),
+        Rule::of(&WRITE, &[""], &["configmaps", "pods", "secrets", "serviceaccounts"]),
+        Rule::of(&CREATE, &[""], &["pods/eviction"]),
         Rule::of(&CREATE, &[""], &["serviceaccounts/token"]),
         Rule::of(&["impersonate"], &[""], &["serviceaccounts"]),
         Rule::of(&WRITE, &EVENTS, &["events"]),
