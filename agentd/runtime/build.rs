@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    println!("cargo::rerun-if-changed=init/main.rs");
+    println!("cargo::rerun-if-changed=init");
     println!("cargo::rustc-check-cfg=cfg(has_init)");
     let var = |name: &str| std::env::var(name).unwrap_or_default();
     let linux = var("CARGO_CFG_TARGET_OS") == "linux";

@@ -4,6 +4,8 @@
 //! works on a task nothing else is planned for it, and afterwards the containers are listed before it is planned again; what is said is
 //! said until the API server shows it. What must never happen here: a decision (those are in [`crate::plan`]).
 
+mod end;
+mod given;
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +18,7 @@ use jiff::Timestamp;
 use muster_api::env::Env;
 use muster_api::v1::Task;
 use muster_client::{Client, Error as CallError};
-use muster_runtime::{Container, Runtime, State};
+use muster_runtime::{Container, Runtime};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
@@ -27,17 +29,18 @@ use crate::devices::{self, DeviceSource};
 use crate::executor::{self, Acted};
 use crate::feed::Backoff;
 use crate::limits::{
-    GRACE_DEFAULT, NOTE_EVERY, REPORT_JOBS, REPORTS_MANY, RESYNC, ROUND_REST_MAX, ROUND_SHARE, RUNTIME_DEADLINE,
-    RUNTIME_JOBS, SHUTDOWN_PATIENCE, STOP_AGAIN,
+    NOTE_EVERY, REPORT_JOBS, REPORTS_MANY, RESYNC, ROUND_REST_MAX, ROUND_SHARE, RUNTIME_DEADLINE, RUNTIME_JOBS,
 };
 use crate::orphans::Orphans;
-use crate::plan::{self, AgentPlan, Memory, PlanInput, Report, TaskKey};
+use crate::plan::{self, Action, AgentPlan, Memory, PlanInput, Report, TaskKey};
 use crate::pulls::{Pulled, Pulling};
 use crate::register::Health;
 use crate::report::{self, Deferred};
 use crate::session::Session;
+use crate::sources::{Read, SourceKey, Sources};
 use crate::trust::{Known, Trust};
 use crate::view::{View, ViewEvent};
+use crate::volumes::Places;
 
 /// What the loop is made from.
 pub(crate) struct Parts {
@@ -46,6 +49,7 @@ pub(crate) struct Parts {
     /// Not fenced.
     pub(crate) client: Client,
     pub(crate) data: DataDir,
+    pub(crate) places: Arc<Places>,
     /// The clusters that have answered.
     pub(crate) clusters: watch::Receiver<BTreeSet<String>>,
     /// Where to say what keeps the agent from its work.
@@ -76,6 +80,10 @@ enum Done {
     Looked(u64, Result<u64, CallError>),
     /// This was written down, or not.
     Noted(Known, std::io::Result<()>),
+    /// What came of reading a Secret or ConfigMap.
+    Read(SourceKey, Read),
+    /// The uids of tasks whose directories an earlier process has left.
+    Left(BTreeSet<String>),
 }
 
 /// A report that has to wait before it is tried again, unless the task changes.
@@ -106,6 +114,9 @@ pub(crate) struct Agent {
     jobs: JoinSet<Done>,
     /// Apart from the jobs: nothing waits for them.
     pulls: Pulling,
+    sources: Sources,
+    /// The uids of tasks that have directories here.
+    given: BTreeSet<String>,
     runtime_slots: Arc<Semaphore>,
     report_slots: Arc<Semaphore>,
     list_backoff: Backoff,
@@ -148,6 +159,8 @@ impl Agent {
             fenced: None,
             jobs: JoinSet::new(),
             pulls: Pulling::new(parts.runtime.puller()),
+            sources: Sources::default(),
+            given: BTreeSet::new(),
             runtime_slots: Arc::new(Semaphore::new(RUNTIME_JOBS)),
             report_slots: Arc::new(Semaphore::new(REPORT_JOBS)),
             list_backoff: Backoff::new(),
@@ -166,6 +179,7 @@ impl Agent {
     /// When a job panicked.
     pub(crate) async fn run(mut self) -> Result<(), JoinError> {
         let stop = self.parts.stop.clone();
+        self.look_for_directories();
         loop {
             tokio::select! {
                 biased;
@@ -191,7 +205,7 @@ impl Agent {
                 Ok(()) = self.parts.confirmed.changed() => {}
                 () = devices::changed(&mut self.device_changes) => {}
                 Some(()) = self.changes.next() => self.stale = true,
-                _ = self.resync.tick() => self.stale = true,
+                _ = self.resync.tick() => self.resync(),
                 () = until(self.wake) => {}
             }
             while let Some(done) = self.jobs.try_join_next() {
@@ -215,42 +229,6 @@ impl Agent {
             }
         }
         self.finish().await
-    }
-
-    /// What was begun is ended: a call of the runtime that is cut off would have to be found out about by the next process.
-    async fn finish(mut self) -> Result<(), JoinError> {
-        let rest = async {
-            while let Some(done) = self.jobs.join_next().await {
-                done?;
-            }
-            Ok(())
-        };
-        timeout(SHUTDOWN_PATIENCE, rest).await.unwrap_or(Ok(()))
-    }
-
-    fn drain_patience(&self) -> Duration {
-        let graces = self
-            .view
-            .tasks()
-            .values()
-            .filter_map(|task| task.spec.kill.as_ref()?.grace_period);
-        let grace = graces
-            .map(|grace| grace.duration())
-            .max()
-            .unwrap_or_default()
-            .max(GRACE_DEFAULT);
-        grace + STOP_AGAIN + SHUTDOWN_PATIENCE
-    }
-
-    /// Whether everything was to be stopped and is, and the API server knows it (if it can be told).
-    fn drained(&self) -> bool {
-        let Some(latest) = self.draining else {
-            return false;
-        };
-        let left = |container: &Container| !matches!(container.state, State::Exited(_));
-        // What was never joined has started nothing.
-        let done = !self.joined || self.idle && !self.stale && !self.containers.iter().any(left);
-        done || Instant::now() >= latest
     }
 
     fn done(&mut self, done: Done) {
@@ -286,6 +264,13 @@ impl Agent {
                     Err(error) => tracing::warn!(%error, "the API server does not say where it is"),
                 }
             }
+            Done::Read(key, read) => {
+                if let Err(error) = &read {
+                    tracing::warn!(%key, error, "cannot be read");
+                }
+                self.sources.came(key, read, self.parts.env.now());
+            }
+            Done::Left(uids) => self.given.extend(uids),
             Done::Noted(known, answer) => {
                 if let Err(error) = &answer {
                     tracing::warn!(%error, "what is known of the cluster is not written down");
@@ -379,6 +364,8 @@ impl Agent {
             orphans: &orphans,
             memory: &self.memory,
             pulls: self.pulls.look(wall),
+            sources: self.sources.known(),
+            places: &self.parts.places,
         });
         self.idle = plan.actions.is_empty() && (plan.reports.is_empty() || session.is_none()) && self.jobs.is_empty();
         self.wake = [
@@ -391,6 +378,7 @@ impl Agent {
         .flatten()
         .min();
         self.carry_out(plan, session, now);
+        self.clear();
     }
 
     /// Whether the list is good.
@@ -421,10 +409,16 @@ impl Agent {
         }
         for (uid, actions) in plan.actions {
             self.busy.insert(uid.clone());
+            let made = |action: &Action| matches!(action, Action::Create { makes, .. } if !makes.is_empty());
+            if actions.iter().any(made) {
+                self.given.insert(uid.clone());
+            }
             let (runtime, slots) = (Arc::clone(&self.parts.runtime), Arc::clone(&self.runtime_slots));
+            let places = Arc::clone(&self.parts.places);
             self.jobs
-                .spawn(async move { Done::Acted(uid, executor::act(runtime, slots, actions).await) });
+                .spawn(async move { Done::Acted(uid, executor::act(runtime, places, slots, actions).await) });
         }
+        self.read(&plan.sources);
         self.pulls.want(&plan.images, self.parts.env.now());
         let Some(session) = session else {
             return;

@@ -12,6 +12,7 @@ use muster_agentd::devices::{DeviceSource, GpuChoice};
 use muster_agentd::machine::{self, Claim};
 use muster_agentd::registries::RegistryArgs;
 use muster_agentd::runtimes::{Choice, Opened};
+use muster_agentd::volumes::VolumeArgs;
 use muster_agentd::{Config, NodeServer, tls};
 use muster_api::duration::Span;
 use muster_api::env::{Env, SystemEnv};
@@ -57,6 +58,9 @@ pub(crate) struct Args {
     /// Where images come from.
     #[command(flatten)]
     registries: RegistryArgs,
+    /// What tasks may see of the machine.
+    #[command(flatten)]
+    volumes: VolumeArgs,
     /// The GPUs: auto (NVIDIA's, if there are any), none, nvml, cdi:VENDOR/CLASS, or simulated ones such as sim:8xH100.
     #[arg(long, default_value = "auto", value_name = "GPUS")]
     gpus: GpuChoice,
@@ -189,6 +193,7 @@ impl Args {
             session_ttl: self.session_ttl.duration(),
             server: self.node_server()?,
             data: DataDir::at(&self.data_dir),
+            places: self.volumes.places(&self.data_dir).context("--allow-host-path")?,
             stop_tasks_on_shutdown: self.stop_tasks_on_shutdown,
             name,
         };

@@ -29,11 +29,13 @@ pub mod restart;
 pub mod runtimes;
 pub mod server;
 pub mod session;
+pub mod sources;
 pub mod spec;
 pub mod status;
 pub mod tls;
 pub mod trust;
 pub mod view;
+pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -57,6 +59,7 @@ use devices::DeviceSource;
 use limits::{REQUEST_DEADLINE, VIEW_EVENTS};
 use register::{Health, Profile, Registrar};
 use session::{Identity, Keeper, Session};
+use volumes::Places;
 
 /// How long a session lasts without renewal when nothing else is said.
 pub const SESSION_TTL: Duration = Duration::from_secs(15);
@@ -80,6 +83,8 @@ pub struct Config {
     pub server: Option<NodeServer>,
     /// Where it keeps what it knows of the cluster.
     pub data: DataDir,
+    /// Where the directories of tasks are.
+    pub places: Places,
     /// Whether all tasks are stopped, and said to be killed, when the agent is told to stop. Otherwise they go on, and the next process of
     /// the agent finds them.
     pub stop_tasks_on_shutdown: bool,
@@ -184,6 +189,7 @@ pub async fn run(
         boot_id: config.identity.boot_id,
         client,
         data: config.data,
+        places: Arc::new(config.places),
         clusters,
         health: health_out,
         confirmed,

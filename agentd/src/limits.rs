@@ -82,6 +82,17 @@ pub const PULL_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How often a status says how far an image is: one write for every task that waits for it.
 pub const PULL_TOLD_EVERY: Duration = Duration::from_secs(2);
 
+/// How old what was read of a Secret or ConfigMap may be when an attempt gets it: a hundred tasks of one accept read it once.
+pub const SOURCE_FRESH: Duration = Duration::from_secs(10);
+/// The first wait until one that is not there is looked for again; each further one is twice as long, up to [`SOURCE_RETRY_MAX`].
+pub const SOURCE_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait: what somebody who has just created it still has the patience for.
+pub const SOURCE_RETRY_MAX: Duration = Duration::from_secs(15);
+/// Bytes of the variables of a task, names included: half of what Linux takes, as for the command line.
+pub const VARIABLES_BYTES: usize = 1 << 20;
+/// Variables of a task that come from elsewhere: a quarter of what the first process of a container has room for.
+pub const VARIABLES_MAX: usize = 4096;
+
 /// How long one request to the API server may take before it counts as failed.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 

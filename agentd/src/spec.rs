@@ -101,6 +101,8 @@ pub fn container_spec(
         user,
         rootfs,
         mounts: Vec::new(),
+        memory: Vec::new(),
+        variables: None,
         devices: Vec::new(),
         limits: Limits {
             fence: fence(task),
@@ -141,7 +143,14 @@ fn labels(task: &Task, attempt: u32, devices: &[&str]) -> BTreeMap<String, Strin
 
 /// The task's own variables, then what Muster promises, which wins.
 fn environment(task: &Task, attempt: u32, agent: &str) -> BTreeMap<String, String> {
-    let own = task.spec.env.iter().map(|var| (var.name.clone(), var.value.clone()));
+    // What comes from a Secret or a ConfigMap is given when the container is made.
+    let own = task.spec.env.iter().filter_map(|var| {
+        let value = match &var.value_from {
+            None => var.value.clone(),
+            Some(from) => task.field(&from.field_ref.as_ref()?.field_path)?,
+        };
+        Some((var.name.clone(), value))
+    });
     let promised = [
         ("MUSTER_TASK", task.name().to_owned()),
         ("MUSTER_NAMESPACE", task.namespace().to_owned()),
@@ -203,16 +212,7 @@ mod tests {
         let mut task = bound("t1");
         task.spec.command = vec!["sh".to_owned(), "-c".to_owned()];
         task.spec.args = vec!["env".to_owned()];
-        task.spec.env = vec![
-            EnvVar {
-                name: "A".to_owned(),
-                value: "b".to_owned(),
-            },
-            EnvVar {
-                name: "MUSTER_TASK".to_owned(),
-                value: "somebody else".to_owned(),
-            },
-        ];
+        task.spec.env = vec![EnvVar::of("A", "b"), EnvVar::of("MUSTER_TASK", "somebody else")];
         task.spec.working_dir = Some("/var".to_owned());
         task.spec.user = Some(TaskUser { uid: 1000, gid: None });
         task.spec.resources.cpus = Scalar::from_milli(500);

@@ -147,6 +147,12 @@ impl View {
         tasks.chain(ended).chain(unreadable).collect()
     }
 
+    /// The uids of tasks that have not ended, or may not have because they cannot be read.
+    pub fn live(&self) -> BTreeSet<&str> {
+        let tasks = self.tasks.values().filter_map(|task| task.metadata.uid.as_deref());
+        tasks.chain(self.unreadable.values().map(String::as_str)).collect()
+    }
+
     /// Whether there was a list at all.
     pub fn is_listed(&self) -> bool {
         self.listed

@@ -18,6 +18,7 @@ pub mod documents;
 pub mod error;
 pub mod etcd_args;
 pub mod files;
+mod granted;
 pub mod hub;
 pub mod keys;
 pub mod kinds;

@@ -239,3 +239,59 @@ async fn the_rest_of_its_own_agent_belongs_to_others() {
     let written = cluster.agent().merge(&path, &lies).await.expect(200);
     assert_ne!(written.json["status"]["reachability"], "Unknown");
 }
+
+/// A task of `a1` that names these, as far as they are given, in every place where one can be named.
+async fn naming(cluster: &Cluster) {
+    let admin = cluster.server.admin();
+    let mut named = task("naming");
+    named["spec"]["env"] = json!([{"name": "A", "valueFrom": {"secretKeyRef": {"name": "by-key", "key": "k"}}}]);
+    named["spec"]["envFrom"] = json!([{"configMapRef": {"name": "c"}}]);
+    named["spec"]["volumes"] = json!([{"mountPath": "/s", "secret": {"name": "by-volume"}}]);
+    admin.post(TASKS, &named).await.expect(201);
+    cluster
+        .offer(&[cluster.an_offer("naming", 1, &[], "")])
+        .await
+        .expect(201);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_reads_by_name_what_its_tasks_name_while_they_have_not_ended() {
+    const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+    let cluster = cluster().await;
+    let admin = cluster.server.admin();
+    for name in ["by-key", "by-volume", "other"] {
+        let secret = json!({"metadata": {"name": name}, "stringData": {"k": "v"}});
+        admin.post(SECRETS, &secret).await.expect(201);
+    }
+    let code = async |path: String| cluster.agent().get(&path).await.code.as_u16();
+    let all = async || {
+        let mut codes = Vec::new();
+        for path in ["secrets/by-key", "secrets/by-volume", "secrets/other", "configmaps/c"] {
+            codes.push(code(format!("/api/v1/namespaces/default/{path}")).await);
+        }
+        codes
+    };
+    assert_eq!(all().await, [403; 4], "nothing is named");
+    naming(&cluster).await;
+    assert_eq!(all().await, [403; 4], "what waits is nobody's");
+    cluster.accept("naming", &json!({"bind": ["naming"]})).await.expect(201);
+    assert_eq!(all().await, [200, 200, 403, 200]);
+    let a2 = cluster.server.agent("a2");
+    a2.get(&format!("{SECRETS}/by-key")).await.expect(403);
+    for path in [
+        "/api/v1/secrets",
+        SECRETS,
+        "/api/v1/namespaces/default/secrets?fieldSelector=metadata.name%3Dby-key",
+        "/api/v1/namespaces/default/secrets?watch=true",
+        "/api/v1/namespaces/other/secrets/by-key",
+        "/api/v1/namespaces/default/configmaps",
+        "/muster/v1/watch?resources=secrets",
+        "/muster/v1/watch?resources=configmaps",
+    ] {
+        assert_eq!(code(path.to_owned()).await, 403, "{path}");
+    }
+    let ends = json!({"status": {"phase": "Dropped", "reason": "NotStarted"}});
+    let path = format!("{TASKS}/naming/status");
+    cluster.agent().merge(&path, &ends).await.expect(200);
+    assert_eq!(all().await, [403; 4], "it has ended");
+}

@@ -8,6 +8,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 
+pub mod containerd;
 pub mod evidence;
 pub mod example;
 pub mod fleet;

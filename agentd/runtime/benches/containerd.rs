@@ -126,6 +126,8 @@ async fn ours(runtime: &ContainerdRuntime, n: usize) -> (Duration, Duration) {
             args: Vec::new(),
         },
         mounts: Vec::new(),
+        memory: Vec::new(),
+        variables: None,
         devices: Vec::new(),
         limits: Limits::default(),
         labels: BTreeMap::new(),

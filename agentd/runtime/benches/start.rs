@@ -106,6 +106,8 @@ fn command(argv: &[&str]) -> ContainerSpec {
         user: None,
         rootfs: Rootfs::Host,
         mounts: Vec::new(),
+        memory: Vec::new(),
+        variables: None,
         devices: Vec::new(),
         limits: Limits {
             memory_bytes: Some(64 << 20),

@@ -5,8 +5,10 @@
 //! to go, it runs the command as its child; it passes signals on, reaps, and tells the shim how the command really ended. When it exits,
 //! the kernel kills whatever else is left; and it exits when its shim does.
 //!
-//! `init SOCKET DIRECTORY COMMAND [ARGUMENT…]`. On the socket, from the shim: 0 is go, another byte a signal to pass on. To the shim, once: `S`
-//! and a wait status, or `D`, `F` or `X` and an error number: the directory, the fork, the execution failed. Numbers are 32 bits, little endian.
+//! `init SOCKET VARIABLES DIRECTORY COMMAND [ARGUMENT…]`. VARIABLES is empty, or a file of variables (`NAME=value` and a NUL each) that win over
+//! those which it was given. On the socket, from the shim: 0 is go, another byte a signal to pass on. To the shim, once: `S` and a wait
+//! status, or `D`, `F`, `V` or `X` and an error number: the directory, the fork, the variables, the execution failed. Numbers are 32 bits,
+//! little endian.
 //!
 //! It has neither a standard library nor an allocator nor a C library: it runs in every image, takes some kilobytes of the container's memory
 //! and can be looked through in one sitting. What must never happen here: anything that the command could get hold of. It is not dumpable, so
@@ -15,6 +17,8 @@
 #![no_main]
 // Otherwise loops are compiled to calls of a C library that is not there.
 #![no_builtins]
+
+mod variables;
 
 use core::arch::{asm, global_asm};
 use core::ptr::null;
@@ -34,6 +38,7 @@ mod number {
     pub(super) const CHDIR: usize = 80;
     pub(super) const PRCTL: usize = 157;
     pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const OPENAT: usize = 257;
     pub(super) const PPOLL: usize = 271;
     pub(super) const SIGNALFD4: usize = 289;
 }
@@ -41,6 +46,7 @@ mod number {
 #[cfg(target_arch = "aarch64")]
 mod number {
     pub(super) const CHDIR: usize = 49;
+    pub(super) const OPENAT: usize = 56;
     pub(super) const READ: usize = 63;
     pub(super) const WRITE: usize = 64;
     pub(super) const PPOLL: usize = 73;
@@ -150,6 +156,8 @@ struct Shim(usize);
 /// What is to be run: ends of lists are null.
 #[derive(Clone, Copy)]
 struct Command {
+    /// A path, or nothing.
+    variables: Word,
     directory: Word,
     argv: *const Word,
     environment: *const Word,
@@ -345,7 +353,10 @@ unsafe fn start(command: Command, shim: Shim) -> isize {
         match call(number::CLONE, [SIGCHLD as usize, 0, 0, 0, 0]) {
             0 => {
                 default_signals();
-                error(b'X', execute(command))
+                match variables::with_variables(command) {
+                    Ok(command) => error(b'X', execute(command)),
+                    Err(failed) => error(b'V', failed),
+                }
             }
             failed if failed < 0 => error(b'F', failed),
             child => child,
@@ -442,7 +453,7 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
     unsafe {
         let count = *stack;
         let words = stack.add(1).cast::<Word>();
-        if count < 4 {
+        if count < 5 {
             exit(2);
         }
         call(number::PRCTL, [PR_SET_DUMPABLE, 0, 0, 0, 0]);
@@ -454,8 +465,9 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
             [usize::MAX, (&raw const all).addr(), 8, NONBLOCK_CLOEXEC, 0],
         );
         let command = Command {
-            directory: *words.add(2),
-            argv: words.add(3),
+            variables: *words.add(2),
+            directory: *words.add(3),
+            argv: words.add(4),
             environment: words.add(count + 1),
         };
         match connect(*words.add(1)) {

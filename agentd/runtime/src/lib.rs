@@ -32,7 +32,7 @@ pub use process::ProcessRuntime;
 pub use process::containerd::{self, ContainerdRuntime};
 pub use types::{
     Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, Labels, Limits, LogChunk,
-    LogLine, LogPosition, LogQuery, Mount, Rootfs, State, Stop, Stream, User,
+    LogLine, LogPosition, LogQuery, MemoryDirectory, Mount, Rootfs, State, Stop, Stream, User,
 };
 
 /// Ends containers by itself, without whoever asked for them: for those whose caller may lose the right to have them run and not notice,

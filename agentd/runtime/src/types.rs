@@ -51,6 +51,13 @@ pub struct ContainerSpec {
     pub rootfs: Rootfs,
     /// What is mounted besides.
     pub mounts: Vec<Mount>,
+    /// Directories in memory, empty at first.
+    #[serde(default)]
+    pub memory: Vec<MemoryDirectory>,
+    /// A file of the machine with further variables, `NAME=value` and a NUL each, which win over `env`: for what must not be written down
+    /// elsewhere. It is read when the command is run.
+    #[serde(default)]
+    pub variables: Option<PathBuf>,
     /// The device nodes that are made and allowed; all others are denied.
     pub devices: Vec<DeviceNode>,
     /// What it may use.
@@ -103,6 +110,8 @@ impl ContainerSpec {
                     .flatten(),
             )
             .chain(rootfs)
+            .chain(self.memory.iter().map(|memory| &memory.target))
+            .chain(&self.variables)
             .chain(&self.working_dir);
         for path in paths {
             let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
@@ -149,6 +158,15 @@ pub struct Mount {
     pub target: PathBuf,
     /// Whether the container may not write to it.
     pub read_only: bool,
+}
+
+/// A directory in memory. What is in it counts as memory of the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryDirectory {
+    /// In the container.
+    pub target: PathBuf,
+    /// How large it may become; `None`: as large as the container's memory.
+    pub bytes: Option<u64>,
 }
 
 /// A device node of the machine.

@@ -46,6 +46,8 @@ mod tests {
             user: None,
             rootfs: Rootfs::Host,
             mounts: Vec::new(),
+            memory: Vec::new(),
+            variables: None,
             devices: Vec::new(),
             limits: Limits::default(),
             labels: BTreeMap::new(),

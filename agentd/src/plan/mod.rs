@@ -9,6 +9,9 @@
 //! Tested by tables (one case per rule) and by properties over random histories.
 
 mod ended;
+mod given;
+#[cfg(test)]
+mod given_tests;
 mod image;
 mod memory;
 mod task;
@@ -31,7 +34,9 @@ use muster_runtime::{Container, ContainerId, ContainerSpec, State, Stop};
 use crate::devices::DeviceSource;
 use crate::limits::GRACE_DEFAULT;
 use crate::pulls::Pull;
+use crate::sources::{Seen, SourceKey};
 use crate::spec;
+use crate::volumes::{Make, Places};
 pub use ended::EndedTask;
 pub(crate) use memory::after;
 pub use memory::{Failure, Memory, Verb};
@@ -94,6 +99,10 @@ pub struct PlanInput<'a> {
     pub memory: &'a Memory,
     /// What is known of the images that are wanted from registries; `None`: the runtime fetches none.
     pub pulls: Option<&'a BTreeMap<String, Pull>>,
+    /// What is known of the Secrets and ConfigMaps that are wanted.
+    pub sources: &'a BTreeMap<SourceKey, Seen>,
+    /// Where the directories of tasks are.
+    pub places: &'a Places,
 }
 
 /// What to do, and what to say.
@@ -105,6 +114,8 @@ pub struct AgentPlan {
     pub reports: BTreeMap<TaskKey, Report>,
     /// The images that have to come from registries.
     pub images: BTreeSet<String>,
+    /// The Secrets and ConfigMaps that have to be read.
+    pub sources: BTreeSet<SourceKey>,
     /// When to plan again even if nothing happens.
     pub wake: Option<Timestamp>,
     /// Objects that could not be understood.
@@ -120,6 +131,8 @@ pub enum Action {
         id: ContainerId,
         /// What it is made from.
         spec: Box<ContainerSpec>,
+        /// What has to be there before.
+        makes: Vec<Make>,
     },
     /// Run the command of a prepared container.
     Start(ContainerId),
@@ -163,6 +176,7 @@ struct TaskPlan {
     actions: Vec<Action>,
     report: Option<Report>,
     image: Option<String>,
+    sources: BTreeSet<SourceKey>,
     wake: Option<Timestamp>,
 }
 
@@ -231,6 +245,7 @@ impl AgentPlan {
             self.reports.insert(key.clone(), report);
         }
         self.images.extend(one.image);
+        self.sources.extend(one.sources);
         self.wake = earlier(self.wake, one.wake);
     }
 }

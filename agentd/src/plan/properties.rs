@@ -182,7 +182,7 @@ impl World {
     fn perform(&mut self, action: &Action) {
         let now_ms = self.scene.now_ms;
         match action {
-            Action::Create { id, spec } => {
+            Action::Create { id, spec, .. } => {
                 assert!(self.created.insert(id.clone()), "{id} was made twice");
                 self.scene.containers.push(Container {
                     id: id.clone(),

@@ -7,12 +7,14 @@ use muster_api::task_state::{Phase, Writer};
 use muster_api::v1::{Desired, Task, TaskReason, TaskStatus};
 use muster_runtime::{Container, ContainerId, ContainerSpec, State};
 
+use super::given::{self, Without};
 use super::memory::after;
 use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier, image, port};
 use crate::limits::{CONTAINERS_KEPT, START_PATIENCE};
 use crate::restart::{self, Decision};
 use crate::spec::{self, container_id, container_spec};
 use crate::status::{self, Ended, Outcome};
+use crate::volumes::Make;
 
 pub(super) fn plan(
     input: &PlanInput<'_>,
@@ -200,7 +202,7 @@ impl Case<'_> {
                 self.now_ms(),
             );
         };
-        let spec = match container_spec(self.task, 1, self.input.agent, self.input.devices) {
+        let mut spec = match container_spec(self.task, 1, self.input.agent, self.input.devices) {
             Ok(spec) => spec,
             Err(error) => return self.end(not_started(format!("not started: {error}")), self.now_ms()),
         };
@@ -235,17 +237,26 @@ impl Case<'_> {
         let message = waits
             .clone()
             .or_else(|| failure.map(|failure| format!("trying again: {}", failure.message)));
+        let makes = match given::give(self.input, &mut self.plan, self.task, 1, &mut spec) {
+            Ok(makes) => makes,
+            Err(Without::Refused(why)) => return self.end(not_started(format!("not started: {why}")), self.now_ms()),
+            Err(Without::Misses(what)) => return self.say(Phase::Starting, TaskReason::ConfigMissing, what),
+            Err(Without::Reads(trouble)) => {
+                let message = trouble.or(message).unwrap_or_default();
+                return self.say(Phase::Starting, TaskReason::Preparing, message);
+            }
+        };
         self.say(Phase::Starting, TaskReason::Preparing, message.unwrap_or_default());
         if waits.is_none() && self.input.may_start {
-            self.create(id, spec);
+            self.create(id, spec, makes);
         }
     }
 
-    fn create(&mut self, id: ContainerId, mut spec: ContainerSpec) {
+    fn create(&mut self, id: ContainerId, mut spec: ContainerSpec, makes: Vec<Make>) {
         let boot_id = self.input.boot_id.to_owned();
         spec.labels.insert(spec::LABEL_BOOT.to_owned(), boot_id);
         let spec = Box::new(spec);
-        self.act(Action::Create { id, spec });
+        self.act(Action::Create { id, spec, makes });
     }
 
     /// Whether an attempt may be begun now. Further ones are begun without a session, too, unless somebody may think by then that the task
@@ -351,7 +362,23 @@ impl Case<'_> {
         }
         let waits = self.in_use();
         let trouble = failure.map(|failure| format!("trying again: {}", failure.message));
-        let message = waits.clone().or(trouble).unwrap_or_else(|| {
+        let at = Timestamp::from_millisecond(at_ms).unwrap_or(self.input.now);
+        let due = at <= self.input.now && waits.is_none() && self.may_begin(number);
+        if at > self.input.now {
+            self.plan.wake = earlier(self.plan.wake, Some(at));
+        }
+        let mut without = None;
+        if let (Ok(mut spec), true) = (spec, due) {
+            match given::give(self.input, &mut self.plan, self.task, number, &mut spec) {
+                Ok(makes) => self.create(id, spec, makes),
+                Err(Without::Refused(why)) => {
+                    return self.end(failed(TaskReason::LaunchFailed, why), ended.finished_ms);
+                }
+                Err(Without::Misses(what)) => without = Some(what),
+                Err(Without::Reads(what)) => without = what,
+            }
+        }
+        let message = waits.or(without).or(trouble).unwrap_or_else(|| {
             let Outcome { message, .. } = ended.outcome();
             let message = if message.is_empty() {
                 "the command has ended".to_owned()
@@ -361,12 +388,6 @@ impl Case<'_> {
             format!("{message}; attempt {number} follows")
         });
         self.say(Phase::Running, TaskReason::BackOff, message);
-        let at = Timestamp::from_millisecond(at_ms).unwrap_or(self.input.now);
-        if at > self.input.now {
-            self.plan.wake = earlier(self.plan.wake, Some(at));
-        } else if let (Ok(spec), None, true) = (spec, waits, self.may_begin(number)) {
-            self.create(id, spec);
-        }
     }
 
     /// Ended because it was told to, or would have been.

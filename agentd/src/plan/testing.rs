@@ -13,7 +13,9 @@ use muster_runtime::{Container, ContainerId, Exit, State};
 use super::{Action, AgentPlan, EndedTask, Memory, PlanInput, Report, TaskKey};
 use crate::devices::{DeviceSource, SimulatedDevices};
 use crate::pulls::Pull;
+use crate::sources::{Seen, SourceKey};
 use crate::spec::{LABEL_ATTEMPT, LABEL_DEVICES, LABEL_UID, container_id};
+use crate::volumes::Places;
 
 /// Milliseconds since the epoch at which tests begin.
 pub(crate) const START_MS: i64 = 1_800_000_000_000;
@@ -87,6 +89,8 @@ pub(crate) struct Scene {
     pub(crate) orphans: BTreeSet<String>,
     pub(crate) memory: Memory,
     pub(crate) pulls: Option<BTreeMap<String, Pull>>,
+    pub(crate) sources: BTreeMap<SourceKey, Seen>,
+    pub(crate) places: Places,
 }
 
 impl Scene {
@@ -104,6 +108,12 @@ impl Scene {
             orphans: BTreeSet::new(),
             memory: Memory::default(),
             pulls: None,
+            sources: BTreeMap::new(),
+            places: Places {
+                memory: Some("/memory".into()),
+                disk: Some("/disk".into()),
+                allowed: vec!["/allowed".into()],
+            },
         }
     }
 
@@ -183,6 +193,8 @@ impl Scene {
             orphans: &self.orphans,
             memory: &self.memory,
             pulls: self.pulls.as_ref(),
+            sources: &self.sources,
+            places: &self.places,
         })
     }
 

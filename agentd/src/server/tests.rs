@@ -138,6 +138,8 @@ impl Server {
             user: None,
             rootfs: Rootfs::Host,
             mounts: Vec::new(),
+            memory: Vec::new(),
+            variables: None,
             devices: Vec::new(),
             limits: Limits::default(),
             labels: Default::default(),

@@ -200,6 +200,7 @@ impl Cluster {
             session_ttl: Duration::from_secs(15),
             server: None,
             data: Default::default(),
+            places: muster_agentd::volumes::Places::default(),
             stop_tasks_on_shutdown: false,
         }
     }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod faults;
+mod given;
 mod logs;
 mod process;
 mod trust;

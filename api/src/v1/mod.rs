@@ -5,20 +5,25 @@
 
 mod agent;
 mod framework;
+mod given_validation;
 mod offer;
 mod quota;
+mod source;
 mod task;
 mod task_conditions;
 mod task_validation;
 mod unreachable;
+mod volume;
 
 pub use agent::{Agent, AgentCapacity, AgentSpec, AgentStatus, GpuOrder, Reachability, Versions};
 pub use framework::{Demand, Framework, FrameworkSpec, FrameworkStatus, Scheduler};
 pub use offer::{Offer, OfferPhase, OfferSpec, OfferStatus, OfferedResources};
 pub use quota::{Quota, QuotaAmounts, QuotaSpec, QuotaStatus};
+pub use source::{EnvFrom, EnvSource, EnvVar, FieldRef, KeyRef, Source, SourceKind, SourceRef};
 pub use task::{
-    Attempt, Constraint, Desired, EnvVar, Kill, Limits, Operator, RestartPolicy, Signal, Task, TaskReason, TaskSpec,
+    Attempt, Constraint, Desired, Kill, Limits, Operator, RestartPolicy, Signal, Task, TaskReason, TaskSpec,
     TaskStatus, User,
 };
 pub use task_conditions::conditions;
 pub use unreachable::{Keep, Unreachable, UnreachablePolicy};
+pub use volume::{EmptyDir, FileItem, HostPath, HostPathType, Medium, SharedDir, SourceFiles, Volume};

@@ -8,7 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::agent::Reachability;
+use super::source::{EnvFrom, EnvVar};
 use super::unreachable::Unreachable;
+use super::volume::Volume;
 use crate::device::GpuSelector;
 use crate::duration::Span;
 use crate::names;
@@ -83,6 +85,14 @@ pub struct TaskSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<EnvVar>,
+    /// All keys of Secrets and ConfigMaps as variables. Later ones win over earlier ones, and `env` wins over all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub env_from: Vec<EnvFrom>,
+    /// Directories that the task sees besides its image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["mountPath"]))]
+    pub volumes: Vec<Volume>,
     /// Where the command starts. Default: where the image says, or the task's sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
@@ -127,17 +137,6 @@ pub struct TaskSpec {
 
 fn default_framework() -> String {
     names::FRAMEWORK_DEFAULT.to_owned()
-}
-
-/// An environment variable.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct EnvVar {
-    /// Its name.
-    pub name: String,
-    /// Its value.
-    #[serde(default)]
-    pub value: String,
 }
 
 /// Who a command runs as.
@@ -378,6 +377,8 @@ pub enum TaskReason {
     Preparing,
     /// Starting: its image comes from a registry; the message says how far it is.
     PullingImage,
+    /// Starting: a Secret or ConfigMap that it names is not there, or a key of it; the message says which. It waits until it is.
+    ConfigMissing,
     /// Running: the command runs.
     Started,
     /// Running: the command ended and waits to be run again.

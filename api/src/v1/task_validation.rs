@@ -29,6 +29,7 @@ impl Task {
         let spec = FieldPath::root("spec");
         self.validate_identity(&mut violations, &spec);
         self.validate_command(&mut violations, &spec);
+        self.validate_given(&mut violations, &spec);
         self.validate_resources(&mut violations, &spec);
         self.validate_placement(&mut violations, &spec);
         self.validate_unreachable(&mut violations, &spec.field("unreachable"));
@@ -126,6 +127,7 @@ impl Task {
                     "must not contain a NUL character",
                 );
             }
+            var.validate_source(violations, &env.index(index), self);
         }
     }
 

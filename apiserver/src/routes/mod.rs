@@ -36,6 +36,7 @@ use muster_api::names;
 use crate::accounts::Accounts;
 use crate::auth::{self, Attributes, Decision, User};
 use crate::error::{ApiError, Result};
+use crate::granted;
 use crate::params::Query;
 use crate::registry::Kind;
 use crate::revoked;
@@ -291,6 +292,13 @@ impl Call {
 
     /// The same, of attributes.
     fn decide(&self, asked: &Attributes<'_>) -> Result<()> {
+        if let Some(granted) = granted::answer(&self.state, &self.user, asked) {
+            self.trail.note(match &granted {
+                Ok(()) => Decision::Allowed(granted::WHY),
+                Err(error) => Decision::Refused(error.message.clone()),
+            });
+            return granted;
+        }
         let decision = self.state.authorizer.decide(&self.user, asked);
         let refused = match &decision {
             Decision::Allowed(_) => None,

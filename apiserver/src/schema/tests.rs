@@ -36,15 +36,16 @@ fn with_spec(more: Value) -> Value {
 
 #[test]
 fn a_right_task_passes_and_gets_its_defaults() {
-    let mut task =
-        with_spec(json!({"resources": {"cpus": "0.5", "gpus": 1, "ports": ["31000-31001"]}, "env": [{"name": "A"}]}));
+    let mut task = with_spec(
+        json!({"resources": {"cpus": "0.5", "gpus": 1, "ports": ["31000-31001"]}, "volumes": [{"mountPath": "/a", "emptyDir": {}}]}),
+    );
     let outcome = check(&kind("Task"), &mut task);
     assert_eq!(outcome, SchemaOutcome::default());
     assert_eq!(task["spec"]["framework"], "default");
     assert_eq!(task["spec"]["priority"], 0);
     assert_eq!(task["spec"]["restartPolicy"], "Never");
     assert_eq!(
-        task["spec"]["env"][0]["value"], "",
+        task["spec"]["volumes"][0]["emptyDir"]["medium"], "Disk",
         "defaults are filled in at every depth"
     );
     assert_eq!(task["spec"]["resources"]["ports"], json!(["31000-31001"]));

@@ -71,6 +71,8 @@ impl Machine {
             user: None,
             rootfs: Rootfs::Host,
             mounts: Vec::new(),
+            memory: Vec::new(),
+            variables: None,
             devices: Vec::new(),
             limits: Limits::default(),
             labels: BTreeMap::new(),
@@ -151,6 +153,7 @@ impl Machine {
             session_ttl: Duration::from_secs(5),
             server: None,
             data: Default::default(),
+            places: muster_agentd::volumes::Places::default(),
             stop_tasks_on_shutdown: false,
             name: self.agent.clone(),
         }

@@ -10,6 +10,7 @@ use muster_agentd::devices::{DeviceSource, GpuChoice};
 use muster_agentd::machine::{self, Claim};
 use muster_agentd::runtimes::Opened;
 use muster_agentd::tls::Material;
+use muster_agentd::volumes::Places;
 use muster_agentd::{Config, NodeServer, SESSION_TTL};
 use muster_api::env::{Env, SystemEnv};
 use muster_api::names;
@@ -80,6 +81,14 @@ impl Agent {
             .chain(offered.attributes.iter().cloned())
             .collect();
         let runtime = runtime(&place, offered).await?;
+        let places = match offered.runtime {
+            // A simulated task sees nothing.
+            RuntimeKind::Fake => Places::default(),
+            RuntimeKind::Real(_) => offered
+                .volumes
+                .places(&place.directory)
+                .map_err(|error| because("--allow-host-path", &error))?,
+        };
         let config = Config {
             name: name.to_owned(),
             identity: claim.identity.clone(),
@@ -97,6 +106,7 @@ impl Agent {
                 tls: place.tls,
             }),
             data: DataDir::at(&place.directory),
+            places,
             stop_tasks_on_shutdown: place.stop_tasks,
         };
         let mut shown = capacity;

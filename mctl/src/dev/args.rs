@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use muster_agentd::devices::GpuChoice;
 use muster_agentd::registries::RegistryArgs;
 use muster_agentd::runtimes::Choice;
+use muster_agentd::volumes::VolumeArgs;
 use muster_api::duration::Span;
 use muster_api::join::JoinToken;
 use muster_api::names;
@@ -69,6 +70,9 @@ pub struct Offered {
     /// Where other images come from.
     #[command(flatten)]
     pub registries: RegistryArgs,
+    /// What tasks may see of the machine.
+    #[command(flatten)]
+    pub volumes: VolumeArgs,
 }
 
 /// `mctl dev`.

@@ -23,6 +23,8 @@ fn spec(command: &str) -> ContainerSpec {
         user: None,
         rootfs: Rootfs::Host,
         mounts: Vec::new(),
+        memory: Vec::new(),
+        variables: None,
         devices: Vec::new(),
         limits: Limits::default(),
         labels: BTreeMap::new(),

@@ -69,6 +69,9 @@ pub(super) enum Held {
         links: Vec<(PathBuf, PathBuf)>,
         /// The read-only directory to put below the root; without one, the root holds mount points and links only.
         image: Option<PathBuf>,
+        /// Whether the container has a file of variables.
+        #[serde(default)]
+        variables: bool,
     },
     /// By containerd, in a container that is told what to run by its first process.
     Contained {
@@ -87,6 +90,9 @@ pub(super) enum Held {
         env: Vec<String>,
         /// Where it starts.
         cwd: PathBuf,
+        /// A file of more variables.
+        #[serde(default)]
+        variables: Option<PathBuf>,
         /// User and group, when not the agent's.
         user: Option<(u32, u32)>,
     },

@@ -39,6 +39,14 @@ pub(super) fn top() -> io::Result<Top> {
     Ok((directories, links))
 }
 
+/// Whether something can be mounted there when a container sees the machine's root: in what is its own, where the machine has something, or in
+/// a directory that the machine's root has not. Nothing is ever made in what is the machine's.
+pub(super) fn has_place(target: &Path) -> bool {
+    let own = OWN.iter().any(|own| target.starts_with(own));
+    let top: PathBuf = target.components().take(2).collect();
+    own || !top.exists() && fs::symlink_metadata(&top).is_err() || target.exists()
+}
+
 /// Everything to be hidden: what was asked for, what is this runtime's own, and the state of others. Real paths, as a mask covers those.
 pub(super) fn hidden(asked: &[PathBuf], own: [&Path; 2]) -> Vec<PathBuf> {
     let all = asked
@@ -91,6 +99,14 @@ mod tests {
             host: None,
         }];
         assert!(matches!(device_numbers(&nodes), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn nothing_is_made_in_what_is_the_machines() {
+        for target in ["/run/x/y", "/tmp/x", "/sandbox/x", "/no-such-top/x", "/usr/share"] {
+            assert!(has_place(Path::new(target)), "{target}");
+        }
+        assert!(!has_place(Path::new("/etc/no/such")));
     }
 
     #[test]

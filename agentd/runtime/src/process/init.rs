@@ -11,7 +11,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 
@@ -21,7 +21,8 @@ use nix::unistd::{ForkResult, Pid};
 use oci_spec::runtime::Spec;
 
 use super::filter::Filter;
-use super::sys;
+use super::{sys, variables};
+use crate::spec::VARIABLES;
 
 /// Exit code of a shell that could not run a command.
 const CANNOT_RUN: i32 = 127;
@@ -66,6 +67,8 @@ pub(super) struct Init {
     pub(super) filter: Arc<Filter>,
     /// Where the command starts.
     pub(super) cwd: PathBuf,
+    /// Whether there is a file of variables.
+    pub(super) variables: bool,
 }
 
 impl Executor for Init {
@@ -86,6 +89,9 @@ impl Executor for Init {
             Err(error) => self.give_up(&format!("cannot make a process: {}", error.desc())),
             Ok(ForkResult::Child) => {
                 sys::default_signals();
+                if self.variables {
+                    self.take_variables();
+                }
                 let Err(error) = nix::unistd::execvp(&argv[0], &argv);
                 self.give_up(&format!("{}: {}", args[0], error.desc()))
             }
@@ -105,6 +111,14 @@ impl Init {
     fn tell(&self, verdict: &Verdict) {
         // Shorter than a pipe is atomic, so this is all or nothing; with nobody to read it, nothing can be done.
         let _ = nix::unistd::write(self.verdict.as_fd(), &verdict.encode());
+    }
+
+    /// Only the process that becomes the command has them.
+    fn take_variables(&self) {
+        match variables::read(Path::new(VARIABLES)) {
+            Ok(more) => more.iter().for_each(|(name, value)| sys::set_variable(name, value)),
+            Err(error) => self.give_up(&format!("its variables: {error}")),
+        }
     }
 
     fn give_up(&self, reason: &str) -> ! {

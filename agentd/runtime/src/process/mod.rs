@@ -5,9 +5,8 @@
 //! runtime itself keeps nothing that matters: it reads directories and talks to shims, so any number of agents can come and go.
 //!
 //! It promises what [`Runtime`] promises, whatever is killed in between: the agent (the shim goes on), the server of shims (so do they, and
-//! there is another one), the shim (what it held is killed
-//! and its exit says so), the machine (nothing is locked after a restart). Where nothing can be isolated, commands run as plain processes
-//! and [`Runtime::isolation`] says what is missing and why.
+//! there is another one), the shim (what it held is killed and its exit says so), the machine (nothing is locked after a restart). Where
+//! nothing can be isolated, commands run as plain processes and [`Runtime::isolation`] says what is missing and why.
 //!
 //! What must never happen here: a process, a mount or a cgroup touched that is not below [`Config::state_dir`] or
 //! [`Config::cgroup_parent`].
@@ -35,6 +34,7 @@ mod shim;
 mod shims;
 mod sys;
 mod unmake;
+mod variables;
 
 use std::fs;
 use std::future::Future;

@@ -161,14 +161,22 @@ fn check_paths(spec: &ContainerSpec) -> Result<(), Error> {
         Rootfs::Directory(path) if path.is_dir() => None,
         Rootfs::Directory(path) => Some(path),
     };
-    let missing = spec
-        .mounts
-        .iter()
-        .map(|mount| &mount.source)
-        .find(|source| !source.exists())
-        .or(image);
-    missing.map_or(Ok(()), |path| {
-        Err(Error::Invalid(format!("{} does not exist", path.display())))
+    let sources = spec.mounts.iter().map(|mount| &mount.source).chain(&spec.variables);
+    let missing = {
+        let mut sources = sources;
+        sources.find(|source| !source.exists()).or(image)
+    };
+    if let Some(path) = missing {
+        return Err(Error::Invalid(format!("{} does not exist", path.display())));
+    }
+    let targets = spec.mounts.iter().map(|mount| &mount.target);
+    let mut targets = targets.chain(spec.memory.iter().map(|memory| &memory.target));
+    let nowhere = targets.find(|target| spec.rootfs == Rootfs::Host && !host::has_place(target));
+    nowhere.map_or(Ok(()), |target| {
+        Err(Error::Invalid(format!(
+            "there is no directory {} on the machine, whose root the command sees: mount below /run, /tmp or {SANDBOX}, or use an image",
+            target.display()
+        )))
     })
 }
 
@@ -195,6 +203,7 @@ fn isolated(
         cwd: working_dir(spec),
         links: top.1,
         image,
+        variables: spec.variables.is_some(),
     })
 }
 
@@ -268,7 +277,7 @@ fn plain(sandbox: &Path, spec: &ContainerSpec) -> Result<Held, Error> {
     if spec.rootfs != Rootfs::Host {
         return impossible("an image");
     }
-    if !spec.mounts.is_empty() {
+    if !spec.mounts.is_empty() || !spec.memory.is_empty() {
         return impossible("a mount");
     }
     host::device_numbers(&spec.devices)?;
@@ -281,6 +290,7 @@ fn plain(sandbox: &Path, spec: &ContainerSpec) -> Result<Held, Error> {
         argv: spec.argv.clone(),
         env: environment(spec, &sandbox.to_string_lossy()),
         cwd: spec.working_dir.clone().unwrap_or_else(|| sandbox.to_owned()),
+        variables: spec.variables.clone(),
         user: user.filter(|user| *user != own),
     })
 }

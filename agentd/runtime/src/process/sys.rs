@@ -4,6 +4,7 @@
 //! that one of them ended: an exit would be lost. Here signals are numbers.
 #![allow(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -306,6 +307,12 @@ pub(super) fn inherited<const N: usize>(fds: [RawFd; N]) -> io::Result<[OwnedFd;
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }
     Ok(owned)
+}
+
+/// Sets a variable of this process. Only in one that has one thread: the child of [`fork`].
+pub(super) fn set_variable(name: &OsStr, value: &OsStr) {
+    // SAFETY: no other thread reads the environment, as there is none.
+    unsafe { std::env::set_var(name, value) };
 }
 
 /// Forks.

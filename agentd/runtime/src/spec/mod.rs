@@ -20,6 +20,9 @@ use crate::{ContainerId, ContainerSpec, Error, Rootfs};
 /// Where a container sees its sandbox: its home, and where its command starts.
 pub const SANDBOX: &str = "/sandbox";
 
+/// Where a container sees [`ContainerSpec::variables`].
+pub const VARIABLES: &str = "/.muster-variables";
+
 /// What a generated spec has to know about the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site<'a> {
@@ -244,10 +247,25 @@ fn mounts(spec: &ContainerSpec, site: &Site<'_>) -> Vec<Value> {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         bind(site.sandbox, Path::new(SANDBOX), false),
     ]);
+    let bound = spec
+        .mounts
+        .iter()
+        .map(|asked| (&asked.target, bind(&asked.source, &asked.target, asked.read_only)));
+    let memory = spec.memory.iter().map(|asked| {
+        let size = asked
+            .bytes
+            .map_or_else(|| shm_size.clone(), |bytes| format!("size={bytes}"));
+        let options = ["nosuid", "nodev", "mode=1777", &size];
+        (&asked.target, mount(&asked.target, "tmpfs", "tmpfs", &options))
+    });
+    let mut asked: Vec<(&PathBuf, Value)> = bound.chain(memory).collect();
+    // What is mounted below another comes after it.
+    asked.sort_by_key(|(target, _)| target.components().count());
+    mounts.extend(asked.into_iter().map(|(_, mount)| mount));
     mounts.extend(
-        spec.mounts
-            .iter()
-            .map(|asked| bind(&asked.source, &asked.target, asked.read_only)),
+        spec.variables
+            .as_ref()
+            .map(|file| bind(file, Path::new(VARIABLES), true)),
     );
     mounts
 }

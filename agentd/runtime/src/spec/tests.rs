@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{DeviceNode, Limits, Mount, User};
+use crate::{DeviceNode, Limits, MemoryDirectory, Mount, User};
 
 fn minimal(rootfs: Rootfs) -> ContainerSpec {
     ContainerSpec {
@@ -11,6 +11,8 @@ fn minimal(rootfs: Rootfs) -> ContainerSpec {
         user: None,
         rootfs,
         mounts: Vec::new(),
+        memory: Vec::new(),
+        variables: None,
         devices: Vec::new(),
         limits: Limits::default(),
         labels: BTreeMap::new(),
@@ -56,6 +58,11 @@ fn image_with_limits_devices_and_mounts() {
         ]),
         working_dir: Some("/srv/app".into()),
         user: Some(User { uid: 1000, gid: 1001 }),
+        memory: vec![MemoryDirectory {
+            target: "/scratch".into(),
+            bytes: Some(1 << 20),
+        }],
+        variables: Some("/run/muster/variables".into()),
         mounts: vec![
             Mount {
                 source: "/data/set".into(),

@@ -78,6 +78,8 @@ impl Harness for FakeMachine {
             user: None,
             rootfs: Rootfs::Host,
             mounts: Vec::new(),
+            memory: Vec::new(),
+            variables: None,
             devices: Vec::new(),
             limits: Limits::default(),
             labels: BTreeMap::new(),

@@ -12,7 +12,7 @@ use futures::future::LocalBoxFuture;
 use libtest_mimic::Trial;
 use muster_runtime::process::Config;
 use muster_runtime::{
-    ContainerId, ContainerSpec, DeviceNode, Error, Mount, ProcessRuntime, Rootfs, Runtime, Stop, User,
+    ContainerId, ContainerSpec, DeviceNode, Error, MemoryDirectory, Mount, ProcessRuntime, Rootfs, Runtime, Stop, User,
 };
 
 use crate::process::{Machine, Way, cgroup_directories, exit, output, until};
@@ -45,6 +45,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         "image_is_shared_and_its_writable_layer_private": image,
         "named_image_says_what_its_container_does_not": named_image,
         "mounts_are_writable_only_when_asked": mounts,
+        "directories_in_memory_are_empty_and_bounded": memory,
+        "nothing_is_made_in_what_is_the_machines": nowhere,
         "only_network_and_users_are_said_to_be_shared": isolation,
     };
     let any = tests! {
@@ -53,6 +55,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         "real_time_signal_is_reported": real_time,
         "working_directory_that_does_not_exist_is_an_exit": no_directory,
         "user_is_who_was_asked_for": user,
+        "variables_of_a_file_win_and_are_written_down_nowhere": variables,
     };
     for (prefix, way) in [
         ("isolated", Way::Isolated),
@@ -482,6 +485,95 @@ async fn mounts(way: Way) {
         runtime.create(&ContainerId::new("a").unwrap(), &spec).await,
         Err(Error::Invalid(_))
     ));
+    machine.clean().await;
+}
+
+async fn memory(way: Way) {
+    let machine = Machine::new(way);
+    let runtime = machine.open();
+    let mut spec = machine.script("");
+    let directory = |target: &str, bytes| MemoryDirectory {
+        target: target.into(),
+        bytes,
+    };
+    spec.limits.memory_bytes = Some(64 << 20);
+    spec.memory = vec![directory("/scratch", Some(1 << 20)), directory("/sandbox/all", None)];
+    let questions = [
+        "empty: ls -A /scratch /sandbox/all",
+        "kind: grep -c ' /scratch tmpfs ' /proc/mounts",
+        "fits: head -c 1000000 /dev/zero > /scratch/a && echo fits",
+        "full: head -c 1000000 /dev/zero > /scratch/b || echo full",
+        "size: df -m /sandbox/all | tail -1 | tr -s ' ' | cut -d' ' -f2",
+    ];
+    let seen = ask(&machine, &runtime, &spec, &questions).await;
+    assert_eq!(seen["empty"], "/sandbox/all:  /scratch:", "{seen:?}");
+    assert_eq!(
+        (seen["kind"].as_str(), seen["fits"].as_str()),
+        ("1", "fits"),
+        "{seen:?}"
+    );
+    assert!(seen["full"].ends_with("full"), "{seen:?}");
+    assert_eq!(seen["size"], "64", "{seen:?}");
+    machine.clean().await;
+}
+
+async fn nowhere(way: Way) {
+    let machine = Machine::new(way);
+    let runtime = machine.open();
+    let mut spec = machine.script("true");
+    spec.memory = vec![MemoryDirectory {
+        target: "/etc/muster-no-such/x".into(),
+        bytes: None,
+    }];
+    let refused = runtime.create(&ContainerId::new("a").unwrap(), &spec).await;
+    assert!(
+        matches!(&refused, Err(Error::Invalid(why)) if why.contains("/etc/muster-no-such")),
+        "{refused:?}"
+    );
+    assert!(!Path::new("/etc/muster-no-such").exists());
+    machine.clean().await;
+}
+
+async fn variables(way: Way) {
+    let machine = Machine::new(way);
+    let runtime = machine.open();
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let file = directory.path().join("variables");
+    let secret = "s3cret\nof two lines";
+    let many: String = (0..1000).map(|n| format!("MANY_{n}={n}\0")).collect();
+    fs::write(
+        &file,
+        format!("PASSWORD={secret}\0GREETING=of the file\0EMPTY=\0{many}"),
+    )
+    .unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
+    let mut spec = machine
+        .script("echo \"$PASSWORD|$GREETING|${EMPTY-unset}|$MANY_999|$HOME_IS\"; env | grep -c GREETING=; id -u");
+    spec.env.insert("GREETING".to_owned(), "of the spec".to_owned());
+    spec.env.insert("HOME_IS".to_owned(), "there".to_owned());
+    spec.variables = Some(file);
+    if nix::unistd::geteuid().is_root() {
+        spec.user = Some(User {
+            uid: 12_345,
+            gid: 12_346,
+        });
+    }
+    let id = ContainerId::new("run").unwrap();
+    runtime.create(&id, &spec).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    let ended = exit(&runtime, &id).await;
+    let (out, err) = output(&runtime, &id).await;
+    let user = spec.user.map_or(nix::unistd::geteuid().as_raw(), |user| user.uid);
+    let want = format!("{secret}|of the file||999|there\n1\n{user}\n");
+    assert_eq!((ended.code, out), (Some(0), want), "{err} {ended:?}");
+    // The output aside, which is the command's own doing.
+    let kept = std::process::Command::new("grep")
+        .args(["-rl", "--exclude=log", "s3cret"])
+        .arg(machine.directory(&id))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&kept.stdout), "");
+    runtime.remove(&id).await.unwrap();
     machine.clean().await;
 }
 

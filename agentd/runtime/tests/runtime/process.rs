@@ -160,6 +160,8 @@ impl Machine {
             user: None,
             rootfs: Rootfs::Host,
             mounts: Vec::new(),
+            memory: Vec::new(),
+            variables: None,
             devices: Vec::new(),
             limits: Limits::default(),
             labels: BTreeMap::new(),

@@ -40,7 +40,13 @@ pub(super) fn apply(mut spec: Spec, edits: Vec<Edit>) -> Spec {
 }
 
 /// Has the command run by our own first process, which is in this directory of the machine.
-pub(super) fn with_init(init: &Path, binary: &str, socket: &str, cwd: &Path) -> Result<Vec<Edit>, Error> {
+/// `variables`: where the container sees its file of variables, or nothing.
+pub(super) fn with_init(
+    init: &Path,
+    (binary, socket): (&str, &str),
+    cwd: &Path,
+    variables: &str,
+) -> Result<Vec<Edit>, Error> {
     let mount = MountBuilder::default()
         .destination(PLACE)
         .typ("bind")
@@ -49,7 +55,8 @@ pub(super) fn with_init(init: &Path, binary: &str, socket: &str, cwd: &Path) -> 
         .build();
     let mount = mount.map_err(|error| Error::Invalid(error.to_string()))?;
     let inside = |name: &str| format!("{PLACE}/{name}");
-    let words = vec![inside(binary), inside(socket), cwd.to_string_lossy().into_owned()];
+    let cwd = cwd.to_string_lossy().into_owned();
+    let words = vec![inside(binary), inside(socket), variables.to_owned(), cwd];
     Ok(vec![Edit::Mount(mount), Edit::RunBy(words)])
 }
 

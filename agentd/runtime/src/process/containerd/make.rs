@@ -32,6 +32,7 @@ use super::client::{Client, Failure, absent_is_done};
 use super::logger::logger;
 use super::{Config, Strays, bundle, kind, plan, store};
 use crate::limits::CONTAINERD_CALL_DEADLINE;
+use crate::spec::VARIABLES;
 use crate::{ContainerId, ContainerSpec, Error, Rootfs};
 
 /// Label of a container: whose it is, by the cgroup that all of one state directory are in.
@@ -420,7 +421,9 @@ impl Maker for Daemon {
                 }
                 let init = directory.make_inner(INIT, 0o755).map_err(failed)?;
                 fs::hard_link(init_binary(&base), init.join(INIT)).map_err(failed)?;
-                let edits = bundle::with_init(&init, INIT, INIT_SOCKET, &prepare::working_dir(&resolved))?;
+                let variables = resolved.variables.as_ref().map_or("", |_| VARIABLES);
+                let cwd = prepare::working_dir(&resolved);
+                let edits = bundle::with_init(&init, (INIT, INIT_SOCKET), &cwd, variables)?;
                 let oci = bundle::apply(oci, edits);
                 prepare::save(&directory, &oci)?;
                 fs::write(directory.join(ELSEWHERE), "").map_err(failed)?;

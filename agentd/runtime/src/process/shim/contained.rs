@@ -117,6 +117,7 @@ impl Contained {
             Some(b'S') => Verdict::Ended(ExitStatus::from_raw(number)),
             Some(b'D') => Verdict::CannotRun(format!("working directory {}: {}", self.cwd.display(), error())),
             Some(b'F') => Verdict::CannotRun(format!("cannot make a process: {}", error())),
+            Some(b'V') => Verdict::CannotRun(format!("its variables: {}", error())),
             Some(b'X') => Verdict::CannotRun(format!("{}: {}", self.command, error())),
             // Nothing but this signal ends it before it has said anything.
             _ => Verdict::Ended(ExitStatus::from_raw(libc::SIGKILL)),

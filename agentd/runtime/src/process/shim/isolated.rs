@@ -57,6 +57,7 @@ impl Isolated {
             cwd,
             links,
             image,
+            variables,
         } = held
         else {
             return Err("not a plan for isolation".to_owned());
@@ -75,6 +76,7 @@ impl Isolated {
             verdict: Arc::new(verdict_write),
             cwd: cwd.clone(),
             filter,
+            variables: *variables,
         };
         let pid = build(directory, spec, root, &cgroup, init, pipes).inspect_err(|_| {
             let _ = cgroup.kill();

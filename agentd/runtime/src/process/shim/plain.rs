@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::super::directory::Held;
 use super::super::init::Verdict;
-use super::super::sys;
+use super::super::{sys, variables};
 use super::family::descendants;
 use super::{Pipes, Workload};
 
@@ -21,7 +21,14 @@ pub(super) struct Plain {
 
 impl Plain {
     pub(super) fn create(held: &Held, pipes: Pipes) -> Result<Plain, String> {
-        let Held::Plain { argv, env, cwd, user } = held else {
+        let Held::Plain {
+            argv,
+            env,
+            cwd,
+            variables,
+            user,
+        } = held
+        else {
             return Err("not a plan for a plain process".to_owned());
         };
         // Both go over to the command with the fork.
@@ -36,6 +43,10 @@ impl Plain {
             .env_clear()
             .envs(env.iter().filter_map(|pair| pair.split_once('=')))
             .current_dir(cwd);
+        if let Some(file) = variables {
+            let more = variables::read(file).map_err(|error| format!("variables: {error}"))?;
+            command.envs(more);
+        }
         command
             .process_group(0)
             .stdin(Stdio::null())
