@@ -32,6 +32,7 @@ pub mod session;
 pub mod sources;
 pub mod spec;
 pub mod status;
+pub mod streams;
 pub mod tls;
 pub mod trust;
 pub mod view;

@@ -125,3 +125,25 @@ pub const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The largest file of a device's vendor that is read: a node with a hundred devices of ten nodes each takes a tenth of it.
 pub const CDI_FILE_BYTES: u64 = 1 << 20;
+
+/// Streams into containers at a time, of all containers: each holds one connection and some processes.
+pub const STREAMS_MAX: usize = 256;
+
+/// How much of a command's output goes into one message: as much as half a pipe.
+pub const STREAM_BLOCK: usize = 32 * 1024;
+
+/// Messages that may wait for a peer, of one stream: 256 KiB; then its command waits.
+pub const STREAM_QUEUE: usize = 8;
+
+/// The longest message that is taken from a peer: thirty times what clients send.
+pub const STREAM_MESSAGE: usize = 1 << 20;
+
+/// How often a peer is asked whether it is there. What is written to a connection that is gone says so, the second time; nothing else does while
+/// a command does not read what it was sent.
+pub const STREAM_ALIVE: Duration = Duration::from_secs(5);
+
+/// How long a peer may say nothing, not even that it is there: longer than a client that was stopped to do something else.
+pub const STREAM_SILENCE: Duration = Duration::from_secs(15 * 60);
+
+/// How long the two ends have to close a connection.
+pub const STREAM_FAREWELL: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! The node server: logs of the containers here, for the API server.
+//! The node server: logs of the containers here, for the API server; and streams into and out of them ([`crate::streams`]).
 //!
 //! `GET /v1/logs/ID?follow=&tail=&since_ms=&after=` answers with one JSON object a line: `{"time_ms", "stream", "text", "position"}`, where
 //! `text` has the newline of the output (the last line may lack it) and `position`, given back as `after`, goes on behind that line. An
@@ -31,6 +31,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::limits::{FOLLOW_INTERVAL, HANDSHAKE_DEADLINE, RUNTIME_DEADLINE, SERVER_CONNECTIONS};
+use crate::streams::{self, Streams};
 use crate::tls::{Acceptors, is_api_server};
 
 /// Serves until it is dropped.
@@ -80,7 +81,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, router: Router) ->
     builder.http2().timer(TokioTimer::new());
     let service = TowerToHyperService::new(router);
     builder
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await
         .map_err(|error| error.to_string())
 }
@@ -93,10 +94,15 @@ struct Node {
 
 /// The routes, for connections that were checked.
 pub fn router(runtime: Arc<dyn Runtime>, env: Arc<dyn Env>) -> Router {
+    let streams = Router::new()
+        .route("/v1/exec/{id}", get(streams::exec))
+        .route("/v1/copy/{id}", get(streams::copy))
+        .with_state(Streams::new(Arc::clone(&runtime)));
     Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/v1/logs/{id}", get(logs))
         .with_state(Node { runtime, env })
+        .merge(streams)
 }
 
 /// Which logs.

@@ -44,6 +44,7 @@ pub mod schema;
 pub mod selector;
 pub mod server;
 pub mod state;
+pub mod streams;
 pub mod table;
 pub mod tls;
 mod views;

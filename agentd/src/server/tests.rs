@@ -9,6 +9,9 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+mod streams;
 
 use super::*;
 use crate::tls::{API_SERVER, Acceptors, Material, fixed};
@@ -94,8 +97,8 @@ async fn server() -> Server {
 }
 
 impl Server {
-    /// Asks over TLS as the peer of this name, if any; the whole answer.
-    async fn ask(&self, authority: &Authority, name: Option<&str>, path: &str) -> std::io::Result<String> {
+    /// A connection over TLS as the peer of this name, if any.
+    async fn connect(&self, authority: &Authority, name: Option<&str>) -> std::io::Result<TlsStream<TcpStream>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         let ca = CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).expect("PEM");
@@ -115,7 +118,12 @@ impl Server {
         };
         let stream = TcpStream::connect(self.address).await?;
         let name = ServerName::try_from("127.0.0.1").expect("an address");
-        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+
+    /// Asks over TLS as the peer of this name, if any; the whole answer.
+    async fn ask(&self, authority: &Authority, name: Option<&str>, path: &str) -> std::io::Result<String> {
+        let mut stream = self.connect(authority, name).await?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: a1\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();

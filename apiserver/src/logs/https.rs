@@ -1,12 +1,13 @@
 //! Logs from the agents' own servers, over TLS on both sides.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -14,9 +15,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use muster_api::names;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use super::{LogError, LogLine, LogQuery, LogSource, Node};
+use crate::streams::{self, Opened, StreamError};
 use crate::tls::Shown;
 
 /// For the connection, the handshake and the beginning of the answer together.
@@ -32,12 +35,15 @@ const REFUSAL_BYTES: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct HttpsLogSource {
     config: Shown,
+    /// Of streams.
+    slots: Arc<Semaphore>,
 }
 
 impl HttpsLogSource {
     /// With the configuration of [`tls::client_config`](crate::tls::client_config): the CA, and the certificate that agents accept.
     pub fn new(config: Shown) -> HttpsLogSource {
-        HttpsLogSource { config }
+        let slots = Arc::new(Semaphore::new(streams::STREAMS));
+        HttpsLogSource { config, slots }
     }
 
     async fn connect(&self, node: Node<'_>) -> Result<http2::SendRequest<Empty<Bytes>>, LogError> {
@@ -128,6 +134,13 @@ impl LogSource for HttpsLogSource {
             status => LogError::Refused(format!("{status}: {text}")),
         })
     }
+
+    async fn stream(&self, node: Node<'_>, path: &str, client: &HeaderMap) -> Result<Opened, StreamError> {
+        let slot = Arc::clone(&self.slots)
+            .try_acquire_owned()
+            .map_err(|_| StreamError::TooMany)?;
+        streams::open(&self.config.get(), slot, node, path, client).await
+    }
 }
 
 /// The lines of the body; it must end with one.
@@ -187,7 +200,6 @@ mod tests {
     use tokio_rustls::TlsAcceptor;
 
     use super::*;
-    use std::sync::Arc;
 
     use crate::tls::{self, Pki, Shown};
 

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use axum::body::Body;
 use axum::response::Response;
 use futures::stream::BoxStream;
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use jiff::{SignedDuration, Timestamp};
 use muster_api::task_state::Phase;
 use muster_api::v1::{Agent, Task};
@@ -25,6 +25,7 @@ use crate::keys;
 use crate::params::Query;
 use crate::schema;
 use crate::state::State;
+use crate::streams::{Opened, StreamError};
 
 pub use https::HttpsLogSource;
 
@@ -77,7 +78,7 @@ pub struct Node<'a> {
     pub address: &'a str,
 }
 
-/// Where the logs of containers come from. One of the server's seams.
+/// Where the logs of containers come from, and the way into them. One of the server's seams.
 #[async_trait]
 pub trait LogSource: Send + Sync + 'static {
     /// The output of `container` on an agent. The stream ends well only when it is complete.
@@ -87,6 +88,13 @@ pub trait LogSource: Send + Sync + 'static {
         container: &str,
         query: &LogQuery,
     ) -> std::result::Result<BoxStream<'static, std::result::Result<LogLine, LogError>>, LogError>;
+
+    /// A stream into a container of an agent, at a path of its node server; `client` says what the client said about its WebSocket.
+    async fn stream(&self, _: Node<'_>, _path: &str, _client: &HeaderMap) -> std::result::Result<Opened, StreamError> {
+        Err(StreamError::Unreachable(
+            "this server has no way to its agents".to_owned(),
+        ))
+    }
 }
 
 /// For servers that have no agents to ask: every attempt to read logs fails, and says so.
@@ -204,7 +212,7 @@ pub async fn answer(state: &Arc<State>, namespace: &str, name: &str, query: &Que
 }
 
 /// The task as it is now.
-fn task(state: &State, namespace: &str, name: &str) -> Result<Option<Task>> {
+pub(crate) fn task(state: &State, namespace: &str, name: &str) -> Result<Option<Task>> {
     let resource = &state.resources.muster("tasks").resource;
     let Some(object) = state.hub.get(&keys::object(resource, namespace, name)) else {
         return Ok(None);
@@ -255,7 +263,7 @@ fn target(state: &State, task: &Task, wanted: &Wanted) -> Result<Target> {
         return Err(ApiError::bad_request(message));
     }
     let agent = status.agent.clone().ok_or_else(|| none_yet(status.phase))?;
-    let address = address(state, &agent)?;
+    let address = address(state, &agent, "the logs")?;
     let uid = task.metadata.uid.as_deref().unwrap_or_default();
     Ok(Target {
         agent,
@@ -265,15 +273,16 @@ fn target(state: &State, task: &Task, wanted: &Wanted) -> Result<Target> {
     })
 }
 
-fn address(state: &State, name: &str) -> Result<String> {
+/// Where the node server of an agent is, for `what` it has.
+pub(crate) fn address(state: &State, name: &str, what: &str) -> Result<String> {
     let resource = &state.resources.muster("agents").resource;
     let Some(object) = state.hub.get(&keys::object(resource, "", name)) else {
-        let message = format!("agent \"{name}\" has left the cluster, and the logs with it");
+        let message = format!("agent \"{name}\" has left the cluster, and {what} with it");
         return Err(ApiError::absent(message).about(resource, name));
     };
     let agent: Option<Agent> = schema::typed(&object.json()).ok();
     let address = agent.and_then(|agent| agent.status).and_then(|status| status.address);
-    address.ok_or_else(|| ApiError::unavailable(format!("agent \"{name}\" has not said where its logs can be read")))
+    address.ok_or_else(|| ApiError::unavailable(format!("agent \"{name}\" has not said where {what} can be reached")))
 }
 
 fn unreadable(target: &Target, error: &LogError) -> ApiError {

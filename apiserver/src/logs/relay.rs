@@ -127,7 +127,7 @@ impl Relay {
         }
         self.failures = self.failures.saturating_add(1).min(16);
         // A restarted agent may listen elsewhere.
-        if let Ok(address) = super::address(&self.state, &self.target.agent) {
+        if let Ok(address) = super::address(&self.state, &self.target.agent, "the logs") {
             self.target.address = address;
         }
         let mut query = self.wanted.query();

@@ -21,6 +21,7 @@ use crate::params::{DeleteParams, WriteParams};
 use crate::patch::Patch;
 use crate::registry::fence::Fence;
 use crate::registry::{self, Application, Change, Context, Create, Kind, Update, View, Written};
+use crate::streams::{self, Action};
 
 /// Finds out what is asked for, and does it.
 pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
@@ -32,7 +33,10 @@ pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Resul
             let paths = kind.resource.scale.clone().ok_or_else(ApiError::unknown_path)?;
             return scale::handle(call, kind, target, paths).await;
         }
-        _ => return subresource(call, kind, target).await,
+        other => match Action::of(other).filter(|_| kind.resource.qualified() == "tasks.muster.dev") {
+            Some(action) => return stream(call, target, action).await,
+            None => return subresource(call, kind, target).await,
+        },
     }
     let verb = verb(&call, &target)?;
     let offered = if target.subresource.is_empty() {
@@ -134,6 +138,21 @@ async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Resp
         }
         _ => Err(ApiError::unknown_path()),
     }
+}
+
+/// A stream into a task. Reading with `get` is not enough: what comes of it changes more than most writes do.
+async fn stream(mut call: Call, target: Target, action: Action) -> Result<Response> {
+    let rights = Target {
+        subresource: action.rights().to_owned(),
+        ..target.clone()
+    };
+    if call.parts.method == Method::GET {
+        call.authorize(&rights, "get", &target.name)?;
+    }
+    call.authorize(&rights, "create", &target.name)?;
+    catch_up(&call).await?;
+    let task = (target.namespace.as_str(), target.name.as_str());
+    streams::answer(&call.state, &mut call.parts, &call.query, task, action).await
 }
 
 /// Waits until the hub shows everything that has been acknowledged.
