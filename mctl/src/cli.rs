@@ -85,6 +85,10 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Show the output of a task.
     Logs(LogsArgs),
+    /// Run one more command in a task that runs.
+    Exec(ExecArgs),
+    /// Copy files out of a task that runs, or into it.
+    Cp(CpArgs),
     /// Wait until something is true of objects.
     Wait(WaitArgs),
     /// Explain why a task is not placed, agent by agent.
@@ -279,6 +283,40 @@ pub struct LogsArgs {
     /// With the time of each line.
     #[arg(long)]
     pub timestamps: bool,
+}
+
+/// `mctl exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// The task.
+    #[arg(value_name = "TASK")]
+    pub task: String,
+    /// Pass standard input on to the command.
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Give the command a terminal: the one here.
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Only if this attempt is the one that runs.
+    #[arg(long, value_name = "NUMBER")]
+    pub attempt: Option<u32>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `mctl cp`.
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// What is copied: TASK:PATH or a path here; directories with all that is in them.
+    #[arg(value_name = "FROM")]
+    pub from: String,
+    /// Where it goes: a path here or TASK:PATH; into a directory that is there, or under that name.
+    #[arg(value_name = "TO")]
+    pub to: String,
+    /// Only if this attempt is the one that runs.
+    #[arg(long, value_name = "NUMBER")]
+    pub attempt: Option<u32>,
 }
 
 /// `mctl run`.

@@ -21,6 +21,7 @@ pub mod owners;
 pub mod rest;
 pub mod session;
 pub mod store_args;
+pub mod stream;
 pub mod style;
 pub mod table;
 
@@ -109,6 +110,8 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Diff(args) => commands::diff::run(session, args, terminal).await,
         Command::Delete(args) => commands::delete::run(session, args, terminal).await,
         Command::Logs(args) => commands::logs::run(session, args, terminal).await,
+        Command::Exec(args) => commands::exec::run(session, args, terminal).await,
+        Command::Cp(args) => commands::cp::run(session, args, terminal).await,
         Command::Run(args) => commands::run::run(session, args, terminal).await,
         Command::Wait(args) => commands::wait::run(session, args, terminal).await,
         Command::Why(args) => commands::why::run(session, args, terminal).await,

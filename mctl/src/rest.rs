@@ -9,10 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, USER_AGENT, WARNING};
-use http::{Method, Request, Response};
+use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_KEY, USER_AGENT, WARNING};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::client::Body;
+use muster_api::env::{Env as _, SystemEnv};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio_util::codec::{FramedRead, LinesCodec};
@@ -20,6 +21,7 @@ use tokio_util::io::StreamReader;
 
 use crate::failure::{Exit, Failure};
 use crate::kubeconfig::chain;
+use crate::stream;
 
 /// Plain objects.
 pub const JSON: &str = "application/json";
@@ -288,13 +290,9 @@ impl Rest {
             let value = serde_json::from_slice(&bytes).map_err(|error| CallError::Garbled(error.to_string()))?;
             Ok(Answer { value, warnings })
         };
-        let late = || CallError::Unreachable {
-            server: self.server.clone(),
-            cause: format!("no answer within {} seconds", DEADLINE.as_secs()),
-        };
         tokio::time::timeout(DEADLINE, answer)
             .await
-            .unwrap_or_else(|_| Err(late()))
+            .unwrap_or_else(|_| Err(self.late()))
     }
 
     /// Opens a stream of lines.
@@ -308,6 +306,38 @@ impl Rest {
             cause: chain(&error),
         });
         Ok(lines.boxed())
+    }
+
+    /// Opens a stream into a task.
+    pub async fn stream(&self, path: &str) -> Result<(stream::Sender, stream::Receiver), CallError> {
+        let headers = stream::headers(*SystemEnv.uid().as_bytes());
+        let key = headers.iter().find(|(name, _)| *name == SEC_WEBSOCKET_KEY);
+        let key = key.map(|(_, key)| key.clone()).unwrap_or_default();
+        let mut request = Request::get(path).header(USER_AGENT, concat!("mctl/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request
+            .body(Body::empty())
+            .map_err(|error| CallError::Garbled(format!("{path}: {error}")))?;
+        let answer = async {
+            let response = self.client.send(request).await;
+            let response = response.map_err(|error| self.unreachable(&error))?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                return stream::open(response, &key).await;
+            }
+            Err(self.refusal(response).await)
+        };
+        tokio::time::timeout(DEADLINE, answer)
+            .await
+            .unwrap_or_else(|_| Err(self.late()))
+    }
+
+    fn late(&self) -> CallError {
+        CallError::Unreachable {
+            server: self.server.clone(),
+            cause: format!("no answer within {} seconds", DEADLINE.as_secs()),
+        }
     }
 
     async fn send(
@@ -337,18 +367,20 @@ impl Rest {
         if response.status().is_success() {
             return Ok(response);
         }
+        Err(self.refusal(response).await)
+    }
+
+    /// What an answer says that is no success.
+    async fn refusal(&self, response: Response<Body>) -> CallError {
         let code = response.status().as_u16();
         let after = response
             .headers()
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok()?.parse().ok());
-        let bytes = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(|error| self.unreachable(&error))?
-            .to_bytes();
-        Err(CallError::Status(Box::new(status(code, after, &bytes))))
+        match response.into_body().collect().await {
+            Ok(body) => CallError::Status(Box::new(status(code, after, &body.to_bytes()))),
+            Err(error) => self.unreachable(&error),
+        }
     }
 
     fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> CallError {
