@@ -1,5 +1,7 @@
 //! The real kubectl, as somebody uses it who thinks that this is Kubernetes.
 
+use std::path::Path;
+
 use anyhow::Result;
 use muster_e2e::Cluster;
 
@@ -67,6 +69,32 @@ fn kubectl_runs_reads_and_deletes_pods() -> Result<()> {
     );
     cluster.kubectl(&["delete", "pod", "service", "--timeout=60s"], "").ok();
     assert!(!cluster.mctl(&["get", "tasks", "-o", "name"]).ok().contains("service"));
+    Ok(())
+}
+
+#[test]
+fn the_python_client_runs_a_command_in_a_pod() -> Result<()> {
+    let cluster = Cluster::start(&[])?;
+    cluster.kubectl(&["apply", "-f", "-"], SERVICE).ok();
+    cluster
+        .kubectl(&["wait", "pod/service", "--for=condition=Ready", "--timeout=60s"], "")
+        .ok();
+    let script = "\
+from kubernetes import client, config
+from kubernetes.stream import stream
+config.load_kube_config()
+call = client.CoreV1Api().connect_get_namespaced_pod_exec
+flags = dict(command=['sh', '-c', 'echo out; exit 3'], stderr=True, stdin=False, stdout=True, tty=False, container='service')
+answer = stream(call, 'service', 'default', _preload_content=False, **flags)
+answer.run_forever(timeout=30)
+print(answer.read_stdout().strip(), answer.returncode)
+";
+    let ran = cluster.command(Path::new("/usr/bin/python3")).args(["-c", script]).output()?;
+    let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert_eq!(printed, "out 3\n", "{}", String::from_utf8_lossy(&ran.stderr));
+    // The old protocol is refused with what to do.
+    let refused = cluster.kubectl(&["exec", "service", "--", "true"], "");
+    assert!(refused.code == 0 || refused.stderr.contains("WebSocket"), "{}", refused.stderr);
     Ok(())
 }
 

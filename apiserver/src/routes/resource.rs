@@ -33,7 +33,7 @@ pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Resul
             let paths = kind.resource.scale.clone().ok_or_else(ApiError::unknown_path)?;
             return scale::handle(call, kind, target, paths).await;
         }
-        other => match Action::of(other).filter(|_| kind.resource.qualified() == "tasks.muster.dev") {
+        other => match Action::of(other).filter(|action| streams::is_of(&kind, *action)) {
             Some(action) => return stream(call, target, action).await,
             None => return subresource(call, kind, target).await,
         },

@@ -23,7 +23,9 @@ use muster_api::v1::Task;
 use crate::error::{ApiError, Result};
 use crate::logs::{self, Node};
 use crate::params::Query;
+use crate::registry::{Kind, View};
 use crate::state::State;
+use crate::views;
 
 pub use tunnel::{Opened, StreamError};
 pub(crate) use tunnel::{STREAMS, open};
@@ -96,6 +98,11 @@ impl Action {
     }
 }
 
+/// Whether objects of a kind have it: tasks have all, their views what Kubernetes knows.
+pub(crate) fn is_of(kind: &Kind, action: Action) -> bool {
+    kind.resource.qualified() == "tasks.muster.dev" || (kind.view == View::Pods && action == Action::Exec)
+}
+
 /// Answers for a task. Who may ask is already settled.
 pub async fn answer(
     state: &Arc<State>,
@@ -106,15 +113,15 @@ pub async fn answer(
 ) -> Result<Response> {
     check_protocol(&parts.method, &parts.headers)?;
     let parameters = action.parameters(query)?;
-    if let Some(container) = query.get("container").filter(|container| *container != name) {
-        let message =
-            format!("task \"{name}\" has one container, which is called like it; there is no \"{container}\"");
-        return Err(ApiError::bad_request(message));
-    }
     let task = logs::task(state, namespace, name)?.ok_or_else(|| {
         let tasks = state.resources.muster("tasks");
         ApiError::not_found(&tasks.resource, name)
     })?;
+    let own = views::pod::container_of(&task.metadata);
+    if let Some(container) = query.get("container").filter(|container| *container != own) {
+        let message = format!("task \"{name}\" has one container, \"{own}\"; there is no \"{container}\"");
+        return Err(ApiError::bad_request(message));
+    }
     let (agent, container) = running(&task, name, query.number("attempt")?)?;
     let address = logs::address(state, &agent, "the task")?;
     let node = Node {

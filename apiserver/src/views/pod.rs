@@ -3,6 +3,7 @@
 //! A Pod of one container that is bound to one machine is a task. What a task has and a Pod lacks (why it waits, offers, roles) is in the
 //! conditions' messages. A container that has ended and will not be started again leaves a Pod that is over, as a task's attempts do.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use muster_api::duration::Span;
 use muster_api::validation::{Reason, Violation};
 use serde_json::{Map, Value, json};
@@ -37,6 +38,12 @@ fn phase(task: &Value) -> &'static str {
     let own = text(task, "/status/phase");
     let known = PHASES.iter().find(|(phase, _)| *phase == own);
     known.map_or("Pending", |(_, shown)| shown)
+}
+
+/// What the container of a task with this metadata is called.
+pub(crate) fn container_of(metadata: &ObjectMeta) -> &str {
+    let noted = metadata.annotations.as_ref().and_then(|annotations| annotations.get(CONTAINER));
+    noted.or(metadata.name.as_ref()).map_or("", String::as_str)
 }
 
 fn container_name(task: &Value) -> &str {
