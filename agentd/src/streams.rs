@@ -336,7 +336,12 @@ async fn serve(socket: Socket, mut session: Session, protocol: &str, says_why: b
     let mut farewell = false;
     {
         let talk = async {
-            tokio::join!(told, &mut write);
+            tokio::select! {
+                biased;
+                // Before all is said it ends only because nobody takes it.
+                () = &mut write => {}
+                () = told => (&mut write).await,
+            }
         };
         tokio::select! {
             biased;
