@@ -89,12 +89,19 @@ answer = stream(call, 'service', 'default', _preload_content=False, **flags)
 answer.run_forever(timeout=30)
 print(answer.read_stdout().strip(), answer.returncode)
 ";
-    let ran = cluster.command(Path::new("/usr/bin/python3")).args(["-c", script]).output()?;
+    let ran = cluster
+        .command(Path::new("/usr/bin/python3"))
+        .args(["-c", script])
+        .output()?;
     let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
     assert_eq!(printed, "out 3\n", "{}", String::from_utf8_lossy(&ran.stderr));
     // The old protocol is refused with what to do.
     let refused = cluster.kubectl(&["exec", "service", "--", "true"], "");
-    assert!(refused.code == 0 || refused.stderr.contains("WebSocket"), "{}", refused.stderr);
+    assert!(
+        refused.code == 0 || refused.stderr.contains("WebSocket"),
+        "{}",
+        refused.stderr
+    );
     Ok(())
 }
 

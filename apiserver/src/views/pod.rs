@@ -42,7 +42,10 @@ fn phase(task: &Value) -> &'static str {
 
 /// What the container of a task with this metadata is called.
 pub(crate) fn container_of(metadata: &ObjectMeta) -> &str {
-    let noted = metadata.annotations.as_ref().and_then(|annotations| annotations.get(CONTAINER));
+    let noted = metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(CONTAINER));
     noted.or(metadata.name.as_ref()).map_or("", String::as_str)
 }
 
