@@ -8,7 +8,9 @@ use crate::apply_args::{ApplyArgs, DiffArgs};
 use crate::commands::auth::AuthCommand;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::image::ImageCommand;
+use crate::commands::schema::SchemaArgs;
 use crate::commands::token::TokenCommand;
+use crate::commands::version::VersionArgs;
 use crate::dev::args::{AgentArgs, DevArgs, ServerArgs};
 use crate::store_args::{BackupCommand, StoreCommand};
 
@@ -480,31 +482,6 @@ pub enum ConfigCommand {
     },
     /// Print the configuration, without secrets.
     View,
-}
-
-/// `mctl version`.
-#[derive(Debug, Args)]
-pub struct VersionArgs {
-    /// Of this command only.
-    #[arg(long)]
-    pub client: bool,
-    /// yaml or json.
-    #[arg(short = 'o', long, value_name = "FORMAT")]
-    pub output: Option<String>,
-}
-
-/// `mctl schema`.
-#[derive(Debug, Args)]
-pub struct SchemaArgs {
-    /// Which kinds, as in `Task`; without any, one schema for all.
-    #[arg(value_name = "KIND")]
-    pub kinds: Vec<String>,
-    /// Write a file for each kind, and `all.json`, into this directory.
-    #[arg(long, value_name = "DIRECTORY")]
-    pub directory: Option<PathBuf>,
-    /// Those of the cluster, with the kinds that were defined there.
-    #[arg(long)]
-    pub of_cluster: bool,
 }
 
 /// `mctl completion`.

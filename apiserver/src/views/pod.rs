@@ -242,8 +242,8 @@ fn container_status(task: &Value, ready: bool) -> Value {
         None if running => json!({"running": {"startedAt": task["status"]["startedAt"]}}),
         _ => waits(),
     };
-    let before = attempts.iter().rev().filter(is_over);
-    let last = before.skip(usize::from(state["terminated"].is_object())).next();
+    let mut before = attempts.iter().rev().filter(is_over);
+    let last = before.nth(usize::from(state["terminated"].is_object()));
     without_null(json!({
         "name": container_name(task),
         "image": text(task, "/spec/image"),

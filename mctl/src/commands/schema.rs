@@ -4,18 +4,33 @@
 //! defined there. A field that the server would not know is a mistake in them, and so is a kind of another version.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use muster_apiserver::{kinds, openapi};
 use serde_json::{Map, Value, json};
 
-use crate::cli::{Global, SchemaArgs};
+use crate::cli::Global;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::session::{Session, Terminal};
 
 const DIALECT: &str = "http://json-schema.org/draft-07/schema#";
 const REFERENCE: &str = "#/components/schemas/";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+
+/// `mctl schema`.
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    /// Which kinds, as in `Task`; without any, one schema for all.
+    #[arg(value_name = "KIND")]
+    pub kinds: Vec<String>,
+    /// Write a file for each kind, and `all.json`, into this directory.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub directory: Option<PathBuf>,
+    /// Those of the cluster, with the kinds that were defined there.
+    #[arg(long)]
+    pub of_cluster: bool,
+}
 
 /// The schema of one kind.
 struct Found {

@@ -5,13 +5,25 @@
 
 use std::collections::BTreeMap;
 
+use clap::Args;
 use muster_api::join::Servers;
 use serde_json::{Value, json};
 
-use crate::cli::{Global, VersionArgs};
+use crate::cli::Global;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output;
 use crate::session::{Session, Terminal};
+
+/// `mctl version`.
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// Of this command only.
+    #[arg(long)]
+    pub client: bool,
+    /// yaml or json.
+    #[arg(short = 'o', long, value_name = "FORMAT")]
+    pub output: Option<String>,
+}
 
 /// Runs the command.
 pub async fn run(global: &Global, args: VersionArgs, terminal: &mut Terminal) -> Outcome {

@@ -239,10 +239,7 @@ fn opened(answer: PbTxnResponse, parts: usize) -> Vec<Result<PbTxnResponse, Trou
         .responses
         .into_iter()
         .map(|part| match part.response {
-            Some(PbTxnOpResponse::ResponseTxn(part)) => Ok(PbTxnResponse {
-                header: header.clone(),
-                ..part
-            }),
+            Some(PbTxnOpResponse::ResponseTxn(part)) => Ok(PbTxnResponse { header, ..part }),
             _ => Err(Trouble::Lost("etcd answered something else than was asked".to_owned())),
         })
         .collect();
