@@ -259,10 +259,11 @@ impl Case<'_> {
         self.act(Action::Create { id, spec, makes });
     }
 
-    /// Whether an attempt may be begun now. Further ones are begun without a session, too, unless somebody may think by then that the task
-    /// has ended itself.
+    /// Whether an attempt may be begun now. Further ones are begun without a session, too, where an earlier one was (another machine may
+    /// have this one's name and session, and go on with the task), unless somebody may think by then that the task has ended itself.
     fn may_begin(&self, number: u32) -> bool {
-        self.input.may_start || (number > 1 && spec::fence(self.task).is_none())
+        let goes_on = self.runs.range(..number).next().is_some();
+        self.input.may_start || (goes_on && spec::fence(self.task).is_none())
     }
 
     /// A device or port of the task that another task's container still holds, in words.

@@ -83,6 +83,19 @@ fn nothing_new_is_started_without_a_session_but_what_runs_is_looked_after() {
     scene.check(&["create 2"], BACK_OFF);
 }
 
+#[test]
+fn what_another_machine_of_this_name_has_run_is_not_begun_again_here() {
+    let elsewhere = |task: &mut Task| {
+        retrying(RestartPolicy::Always)(task);
+        attempts(task, &[finished(1, 1)]);
+    };
+    let mut scene = Scene::at(Phase::Running, elsewhere);
+    scene.may_start = false;
+    scene.check(&[], BACK_OFF);
+    scene.may_start = true;
+    scene.check(&["create 2"], BACK_OFF);
+}
+
 fn fencing(task: &mut Task) {
     task.spec.restart_policy = RestartPolicy::Always;
     task.spec.unreachable = Some(Unreachable {

@@ -1,5 +1,6 @@
 //! Accepting offers, with the store.
 
+use http::StatusCode;
 use muster_api::Time;
 use muster_api::names;
 use muster_api::task_state::Phase;
@@ -100,10 +101,18 @@ pub(crate) async fn run(
         if let Some(result) = call.done_before(request).await? {
             return Ok(result);
         }
-        let offers = call
-            .offers(&request.offers)
-            .await
-            .map_err(|error| lost_race(error, attempt))?;
+        let offers = match call.offers(&request.offers).await {
+            Ok(offers) => offers,
+            Err(error) => {
+                // It has gone since it was looked for: perhaps by this very call, whose first try is under way still.
+                if error.code == StatusCode::NOT_FOUND
+                    && let Some(result) = call.done_before(request).await?
+                {
+                    return Ok(result);
+                }
+                return Err(lost_race(error, attempt));
+            }
+        };
         let launched = match &new {
             Some(launched) => launched,
             None => new.insert(call.launched(request, &offers)?),
@@ -130,7 +139,7 @@ pub(crate) async fn run(
 
 /// What was there when the call began and is not any more was taken by somebody else.
 fn lost_race(error: ApiError, attempt: usize) -> ApiError {
-    if attempt == 0 || error.code != http::StatusCode::NOT_FOUND {
+    if attempt == 0 || error.code != StatusCode::NOT_FOUND {
         return error;
     }
     let message = format!(
@@ -138,7 +147,7 @@ fn lost_race(error: ApiError, attempt: usize) -> ApiError {
         error.message
     );
     ApiError {
-        code: http::StatusCode::CONFLICT,
+        code: StatusCode::CONFLICT,
         reason: "Conflict",
         message,
         details: error.details,
