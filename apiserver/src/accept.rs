@@ -6,6 +6,7 @@
 
 mod flow;
 mod place;
+mod request;
 
 pub(crate) use flow::{launch, offer_of, run};
 pub use place::{Asked, Offered, Placed, accept};

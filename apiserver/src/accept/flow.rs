@@ -5,12 +5,12 @@ use muster_api::Time;
 use muster_api::names;
 use muster_api::task_state::Phase;
 use muster_api::v1::{Offer, Task, TaskReason, TaskStatus};
-use muster_api::validation::Violation;
 use muster_api::wire::{AcceptRequest, AcceptResult};
 use muster_store::{Compare, Entry, Key, Op, Revision};
 use serde_json::{Value, json};
 
 use super::place::{Asked, Offered, Placed, accept};
+use super::request::{check_size, refuse};
 use crate::body::Decoded;
 use crate::error::{ApiError, Result};
 use crate::hub::{self, Filter, Part};
@@ -152,51 +152,6 @@ fn lost_race(error: ApiError, attempt: usize) -> ApiError {
         message,
         details: error.details,
     }
-}
-
-fn refuse(name: &str, field: &str, message: String) -> ApiError {
-    let violation = Violation {
-        reason: muster_api::validation::Reason::FieldValueInvalid,
-        field: field.to_owned(),
-        message,
-    };
-    ApiError::invalid("AcceptRequest", names::GROUP, name, vec![violation])
-}
-
-fn check_size(name: &str, request: &AcceptRequest) -> Result<()> {
-    let count = request.launch.len() + request.bind.len();
-    if count == 0 || count > limits::TASKS_PER_ACCEPT {
-        let message = format!(
-            "Invalid value: \"{count}\": from 1 to {} tasks; decline an offer to take none",
-            limits::TASKS_PER_ACCEPT
-        );
-        return Err(refuse(name, "launch", message));
-    }
-    let offers = &request.offers;
-    if offers.len() >= limits::OFFERS_PER_ACCEPT {
-        let message = format!(
-            "Too many: at most {} offers can be accepted together",
-            limits::OFFERS_PER_ACCEPT
-        );
-        return Err(refuse(name, "offers", message));
-    }
-    let twice = |names: &[String]| (1..names.len()).find(|index| names[..*index].contains(&names[*index]));
-    let all: Vec<String> = [name.to_owned()].into_iter().chain(offers.iter().cloned()).collect();
-    if let Some(index) = twice(&all) {
-        return Err(refuse(
-            name,
-            &format!("offers[{}]", index - 1),
-            format!("Duplicate value: \"{}\"", all[index]),
-        ));
-    }
-    if let Some(index) = twice(&request.bind) {
-        return Err(refuse(
-            name,
-            &format!("bind[{index}]"),
-            format!("Duplicate value: \"{}\"", request.bind[index]),
-        ));
-    }
-    Ok(())
 }
 
 impl Call<'_> {
