@@ -29,8 +29,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 
 use crate::limits::{
     HANDSHAKE_DEADLINE, RUNTIME_DEADLINE, STREAM_ALIVE, STREAM_BLOCK, STREAM_FAREWELL, STREAM_MESSAGE, STREAM_QUEUE,
@@ -237,7 +238,16 @@ async fn write(mut sink: SplitSink<Socket, Message>, mut messages: mpsc::Receive
             _ = alive.tick() => Some(Message::Ping(Bytes::new())),
         };
         let Some(next) = next else {
-            let _ = timeout(STREAM_FAREWELL, sink.close()).await;
+            // Clients of Kubernetes take an end without a reason for one that broke.
+            let normal = CloseFrame {
+                code: CloseCode::Normal,
+                reason: Utf8Bytes::default(),
+            };
+            let farewell = async {
+                sink.send(Message::Close(Some(normal))).await?;
+                sink.close().await
+            };
+            let _ = timeout(STREAM_FAREWELL, farewell).await;
             return;
         };
         if sink.send(next).await.is_err() {

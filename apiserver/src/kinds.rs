@@ -113,7 +113,7 @@ pub(crate) fn metadata_rules() -> Value {
 }
 
 /// Says how a list of Kubernetes' kinds is merged, which their types do not.
-fn extend(schema: &mut Value, how: Value) {
+pub(crate) fn extend(schema: &mut Value, how: Value) {
     let (Some(schema), Value::Object(how)) = (schema.as_object_mut(), how) else {
         unreachable!("the field is in the type, and is described by an object");
     };
@@ -124,7 +124,7 @@ fn merge_set() -> Value {
     json!({"x-kubernetes-list-type": "set", "x-kubernetes-patch-strategy": "merge"})
 }
 
-fn merge_by(key: &str) -> Value {
+pub(crate) fn merge_by(key: &str) -> Value {
     json!({
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": [key],

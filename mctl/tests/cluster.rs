@@ -249,10 +249,13 @@ fn manifests_are_applied_all_or_none() {
     );
     cluster.check(&["get", "task", "new"], 1, "");
 
-    let unknown = cluster.file("pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {}\n");
+    let unknown = cluster.file(
+        "unknown.yaml",
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec: {}\n",
+    );
     let refused = cluster.check(&["apply", "-f", &unknown], 1, "");
     assert!(
-        refused.contains("pod.yaml:2:7") && refused.contains("the server has no kind `Pod`"),
+        refused.contains("unknown.yaml:2:7") && refused.contains("the server has no kind `Deployment`"),
         "{refused}"
     );
     cluster.check(&["delete", "-f", &good], 0, "task.muster.dev/a deleted");

@@ -321,11 +321,9 @@ impl Hub {
     /// The position after `revision`. A revision that is yet to come: nothing up to it will be seen.
     pub fn position(&self, revision: Revision) -> Result<Position, Left> {
         let state = self.read();
-        match state.ring.after(revision) {
+        match state.ring.after(revision).filter(|_| state.leads_from(revision)) {
             Some(number) => Ok(Position { number, revision }),
-            None => Err(Left {
-                floor: state.ring.floor(),
-            }),
+            None => Err(state.left()),
         }
     }
 
@@ -365,9 +363,11 @@ impl Hub {
         most: usize,
     ) -> Result<(Vec<Event>, bool), Left> {
         let state = self.read();
-        let slots = state.ring.from(position.number).ok_or(Left {
-            floor: state.ring.floor(),
-        })?;
+        // Somebody who had seen more than was here, before it was skipped.
+        if !state.leads_from(position.revision) {
+            return Err(state.left());
+        }
+        let slots = state.ring.from(position.number).ok_or_else(|| state.left())?;
         let (start, mut found, mut looked_at, mut bytes) = (position.revision, Vec::new(), 0, 0);
         for slot in slots {
             let enough = looked_at >= most || bytes >= limits::WATCH_BYTES;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use muster_store::{Change, Entry, Key, Revision};
 
+use super::Left;
 use super::kinds::{Filter, HubKind, KindId, Kinds};
 use super::object::Object;
 use super::ring::{Event, Number, Ring, Slot};
@@ -50,6 +51,9 @@ pub(super) struct HubState {
     pub(super) ring: Ring,
     /// Lists of the past are exact from here on.
     exact_from: Revision,
+    /// Between which revisions, both excluded, it does not know what was there: the store was listed anew, and what came and went in between is in
+    /// no event.
+    skipped: Vec<(Revision, Revision)>,
     pub(super) revision: Revision,
 }
 
@@ -62,6 +66,7 @@ impl HubState {
             counts: BTreeMap::new(),
             ring,
             exact_from: 0,
+            skipped: Vec::new(),
             revision: 0,
         }
     }
@@ -99,6 +104,11 @@ impl HubState {
         // Versions rise on every watch, deletions last: they carry the revision of the listing.
         changes.sort_by_key(|change| change.current.as_ref().map_or(revision, |entry| entry.mod_revision));
         self.exact_from = revision;
+        if revision > self.revision + 1 {
+            self.skipped.push((self.revision, revision));
+            let floor = self.ring.floor();
+            self.skipped.retain(|(_, to)| *to > floor);
+        }
         self.apply(revision, &changes)
     }
 
@@ -106,6 +116,7 @@ impl HubState {
     pub(super) fn begin(&mut self, entries: &[Entry], revision: Revision) {
         self.replace(entries, revision);
         self.ring.clear(revision);
+        self.skipped.clear();
     }
 
     /// All changes of one revision; returns the kinds they touch.
@@ -174,6 +185,21 @@ impl HubState {
                 self.index.entry(place).or_default().insert(object.key.clone());
             }
         }
+    }
+
+    /// What is said of a position that is not there any more.
+    pub(super) fn left(&self) -> Left {
+        let skipped = self.skipped.last().map_or(0, |(_, to)| *to);
+        Left {
+            floor: self.ring.floor().max(skipped),
+        }
+    }
+
+    /// Whether the events after `revision` lead from what was there then to what is there now. Not from within what was skipped: somebody who
+    /// was shown an object by another server would not hear of its end.
+    pub(super) fn leads_from(&self, revision: Revision) -> bool {
+        let within = |(from, to): &(Revision, Revision)| *from < revision && revision < *to;
+        !self.skipped.iter().any(within)
     }
 
     /// What is there now.

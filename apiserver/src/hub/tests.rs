@@ -187,3 +187,30 @@ async fn a_revision_that_may_have_been_torn_is_told_again() {
     // Who waits for one of them has seen it.
     assert!(told(both, &|event| event.object().name() == "b").is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_came_and_went_while_the_hub_was_behind_is_not_kept_from_who_saw_it_elsewhere() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let behind = write(&*store, "a", true).await;
+    let hub = Hub::bounded(&*store, vec![HubKind::new(config_maps())], 100)
+        .await
+        .unwrap();
+    // Another server shows it, then it goes; the history in between is forgotten before this one looks again.
+    let shown = write(&*store, "b", true).await;
+    let seen_there = hub.position(shown).unwrap();
+    let txn = Txn {
+        compares: vec![Compare::modified(crate::keys::object(config_maps(), "d", "b"), shown)],
+        ops: vec![Op::delete(crate::keys::object(config_maps(), "d", "b"))],
+    };
+    let gone = store.commit(txn).await.unwrap();
+    store.compact(gone).await.unwrap();
+    let (following, source) = (hub.clone(), store.clone());
+    tokio::spawn(async move { following.follow(source).await });
+    hub.reach(gone, Duration::from_secs(30)).await.unwrap();
+    let advance = |mut position| hub.advance(&mut position, |kind| kind == KindId(0), 10);
+    assert_eq!(hub.position(shown), Err(Left { floor: gone }));
+    assert_eq!(advance(seen_there).unwrap_err(), Left { floor: gone });
+    // Who saw what this hub had seen, and who saw what it sees now, hear everything.
+    assert!(advance(hub.position(behind).unwrap()).unwrap().0.is_empty());
+    assert!(advance(hub.position(gone).unwrap()).unwrap().0.is_empty());
+}

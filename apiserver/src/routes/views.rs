@@ -30,6 +30,13 @@ pub(super) async fn write(mut call: Call, kind: &Arc<Kind>, target: Target, verb
     call.authorize(&target, verb, &target.name)?;
     let renderer = Renderer::new(&call, kind)?;
     let stored = call.state.resources.muster(&kind.stored.plural).clone();
+    let content_type = ContentType::of(call.headers());
+    if content_type == ContentType::ApplyPatch {
+        return Err(ApiError::unsupported_media_type(format!(
+            "a {} is a view of a {}, which can be applied in its place; create views, or use kubectl's client-side apply",
+            kind.resource.kind, stored.resource.kind
+        )));
+    }
     catch_up(&call).await?;
     let object = call
         .state
@@ -40,13 +47,6 @@ pub(super) async fn write(mut call: Call, kind: &Arc<Kind>, target: Target, verb
     let (after, options) = if verb == "update" {
         (read_object(&mut call).await?.value, "UpdateOptions")
     } else {
-        let content_type = ContentType::of(call.headers());
-        if content_type == ContentType::ApplyPatch {
-            return Err(ApiError::unsupported_media_type(format!(
-                "a {} is a view of a {}, which can be applied in its place",
-                kind.resource.kind, stored.resource.kind
-            )));
-        }
         let bytes = body::read(call.take_body()).await?;
         (
             Patch::parse(content_type, &bytes)?.apply(&kind.fields, &before)?,

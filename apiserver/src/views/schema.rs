@@ -13,6 +13,13 @@ pub(crate) fn resources() -> [Resource; 2] {
     for (resource, known) in [(&mut pods, pod()), (&mut nodes, node())] {
         let mut schema = (*resource.schema).clone();
         keep(&mut schema, &known);
+        // As Kubernetes merges them, which its types do not say.
+        let containers = "/properties/spec/properties/containers";
+        for place in [containers.to_owned(), format!("{containers}/items/properties/env")] {
+            if let Some(list) = schema.pointer_mut(&place) {
+                kinds::extend(list, kinds::merge_by("name"));
+            }
+        }
         resource.compiled = kinds::compile(&schema);
         resource.schema = schema.into();
     }
