@@ -377,7 +377,7 @@ fn status(ended: &Ended) -> String {
     };
     let causes = [json!({ "reason": "ExitCode", "message": ended.code.to_string() })];
     json!({
-        "metadata": {}, "status": "Failure", "reason": "NonZeroExit", "message": message, "details": { "causes": causes },
+        "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "message": message, "details": { "causes": causes },
     })
     .to_string()
 }
@@ -409,7 +409,7 @@ mod tests {
         let failed: serde_json::Value = serde_json::from_str(&status(&Ended::with(7))).expect("json");
         assert_eq!(
             (&failed["reason"], &failed["details"]["causes"][0]["message"]),
-            (&json!("NonZeroExit"), &json!("7"))
+            (&json!("NonZeroExitCode"), &json!("7"))
         );
     }
 

@@ -144,7 +144,7 @@ fn ended(status: &[u8]) -> Ended {
     let code = causes.into_iter().flatten().find(|cause| cause["reason"] == "ExitCode");
     let code = code.and_then(|cause| cause["message"].as_str()?.parse().ok());
     match code {
-        Some(code) if status["reason"] == "NonZeroExit" => Ended::Code(code, message),
+        Some(code) if status["reason"] == "NonZeroExitCode" => Ended::Code(code, message),
         _ => Ended::Badly(message),
     }
 }
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn ends_are_read_as_kubernetes_tells_them() {
         assert_eq!(ended(br#"{"metadata":{},"status":"Success"}"#), Ended::Well);
-        let failed = br#"{"status":"Failure","reason":"NonZeroExit","message":"m","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
+        let failed = br#"{"status":"Failure","reason":"NonZeroExitCode","message":"m","details":{"causes":[{"reason":"ExitCode","message":"7"}]}}"#;
         assert_eq!(ended(failed), Ended::Code(7, "m".to_owned()));
         assert_eq!(
             ended(br#"{"status":"Failure","message":"m"}"#),

@@ -89,7 +89,7 @@ async fn a_command_prints_and_then_its_status_comes() {
     assert_eq!((out.as_str(), err.as_str()), ("out\n", "err\n"));
     assert_eq!(
         (&status["reason"], &status["status"]),
-        (&"NonZeroExit".into(), &"Failure".into())
+        (&"NonZeroExitCode".into(), &"Failure".into())
     );
     assert_eq!(status["details"]["causes"][0]["message"], "7");
 }
