@@ -1,7 +1,7 @@
 """The part of hack/bench that holds the API server over etcd against etcd itself; see there.
 
 One member of etcd, one API server without controllers, and the same values through both, in turn and in the same minute. Etcd is asked
-with one request under way per client, over as many connections as give it the highest rate.
+with one request under way per client, over a few connections that the clients share.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench_ha import free_ports
 
-# Connections of 64 clients to etcd: fewer and more were slower.
+# Connections to etcd that so many clients share.
 CHANNELS = {1: 1, 16: 4, 64: 8}
 # What is done through the API, what that is at etcd, and what the ratio should be with so many at once.
 WORKS = [

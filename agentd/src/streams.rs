@@ -1,9 +1,9 @@
-//! Commands, files and ports of containers here, for the API server, which hands the connection on to whoever asked.
+//! Commands and files of containers here, for the API server, which hands the connection on to whoever asked.
 //!
-//! `GET /v1/exec/ID?command=WORD…&stdin=&stdout=&stderr=&tty=&columns=&rows=` runs a command in a container, `GET /v1/copy/ID?from=PATH` (or
-//! `to=PATH`) takes files out of it or puts them in, and `GET /v1/portforward/ID?ports=PORT…` connects to its ports. All speak Kubernetes'
-//! channel protocol over a WebSocket: each message begins with the number of its channel ([`channel`]). What cannot be begun is a plain
-//! answer before the upgrade; how a command ended is a `Status` on the error channel, and then the connection is closed.
+//! `GET /v1/exec/ID?command=WORD…&stdin=&stdout=&stderr=&tty=&columns=&rows=` runs a command in a container, and `GET /v1/copy/ID?from=PATH`
+//! (or `to=PATH`) takes files out of it or puts them in. Both speak Kubernetes' channel protocol over a WebSocket: each message begins with the
+//! number of its channel ([`channel`]). What cannot be begun is a plain answer before the upgrade; how a command ended is a `Status` on the
+//! error channel, and then the connection is closed.
 //!
 //! It promises: a slow reader slows the command down and nothing else; a peer that is gone is noticed, and what it began is ended; the status
 //! comes after all output. What must never happen here: memory that grows with what a peer or a command sends.

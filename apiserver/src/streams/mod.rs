@@ -1,4 +1,4 @@
-//! Commands, files and ports of tasks that run: a WebSocket, from whoever asks to the agent of the task.
+//! Commands and files of tasks that run: a WebSocket, from whoever asks to the agent of the task.
 //!
 //! The server knows who asks, whether he may, and where the task runs; the protocol is the agent's, spoken through the server and not by it. So
 //! what is answered before the upgrade is a `Status`, and from then on bytes go both ways as fast as the slower side takes them. It

@@ -3,7 +3,7 @@
 //!     raw_etcd create|get|swap --endpoint URL --clients 64 --channels 8 --count 20000 --bytes 1200
 //!
 //! `create` puts values under keys that it compares to be absent, `get` reads them, `swap` reads each and puts it back if it has not
-//! changed. Each client has one request under way; so many of them share a connection that the rate is the highest (tried by the caller).
+//! changed. Each client has one request under way, and clients share connections (`--channels`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
