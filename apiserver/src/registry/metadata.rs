@@ -41,7 +41,7 @@ pub(super) fn text<'a>(object: &'a Value, name: &str) -> &'a str {
 }
 
 /// Fills in what the path says and refuses what contradicts it: kind, version, namespace, name (empty: whatever the object says).
-pub(super) fn identify(kind: &Kind, object: &mut Value, namespace: &str, name: &str) -> Result<()> {
+pub(crate) fn identify(kind: &Kind, object: &mut Value, namespace: &str, name: &str) -> Result<()> {
     let resource = &kind.resource;
     let expected = [("apiVersion", resource.api_version()), ("kind", resource.kind.clone())];
     for (field, expected) in expected {

@@ -54,6 +54,7 @@ pub use create::Create;
 pub(crate) use create::guard_namespace;
 pub(crate) use custom::strategy as custom_strategy;
 pub(crate) use event::last_seen;
+pub(crate) use metadata::identify;
 pub use namespace::DEFAULTS as DEFAULT_NAMESPACES;
 pub(crate) use namespace::finalize;
 pub use owners::Application;

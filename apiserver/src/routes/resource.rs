@@ -367,24 +367,21 @@ pub(super) async fn delete_as(call: &Call, kind: &Kind, target: &Target, options
     kind.delete(&context, &target.namespace, &target.name, &params).await
 }
 
-async fn delete_params(call: &mut Call) -> Result<DeleteParams> {
+/// What a request says about a deletion.
+async fn delete_options(call: &mut Call) -> Result<Value> {
     let content_type = ContentType::of(call.headers());
     let bytes = body::read(call.take_body()).await?;
-    let decoded = if bytes.is_empty() {
-        Decoded::default()
-    } else {
-        body::object(content_type, &bytes)?
-    };
-    DeleteParams::new(&call.query, &decoded.value)
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    Ok(body::object(content_type, &bytes)?.value)
 }
 
 async fn delete(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
     call.authorize(&target, "delete", &target.name)?;
     let renderer = Renderer::new(&call, &kind)?;
-    let params = delete_params(&mut call).await?;
-    let fence = Fence::of(call.headers(), &call.user)?;
-    let context = Context::new(&call.state, &call.user, fence.as_ref());
-    let written = kind.delete(&context, &target.namespace, &target.name, &params).await?;
+    let options = delete_options(&mut call).await?;
+    let written = delete_as(&call, &kind, &target, &options).await?;
     if !written.deleted {
         return Ok(renderer.written(StatusCode::OK, written));
     }
@@ -394,7 +391,8 @@ async fn delete(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Respo
 
 async fn delete_collection(mut call: Call, kind: Arc<Kind>, target: Target) -> Result<Response> {
     call.authorize(&target, "deletecollection", "")?;
-    let params = delete_params(&mut call).await?;
+    let options = delete_options(&mut call).await?;
+    let params = DeleteParams::new(&call.query, &options)?;
     let fence = Fence::of(call.headers(), &call.user)?;
     let filter = list::filter(&call, &kind, &target)?;
     catch_up(&call).await?;

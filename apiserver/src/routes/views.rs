@@ -1,8 +1,9 @@
 //! Writes through a view: a new Pod is a new task, a change of a Node one of an agent.
 //!
 //! What is sent is said in terms of what is stored ([`crate::views`]) and goes the way of any write from there, so every rule of tasks and agents
-//! holds. What must never happen here: a right that the view gives and its task or agent does not (both are one resource to RBAC's subjects
-//! only by what their roles say).
+//! holds. Rights to views and to what they show are given apart. What must never happen here: a way around a rule of tasks or agents.
+
+use std::sync::Arc;
 
 use axum::response::Response;
 use http::StatusCode;
@@ -18,9 +19,8 @@ use crate::keys;
 use crate::params::WriteParams;
 use crate::patch::Patch;
 use crate::registry::fence::Fence;
-use crate::registry::{Change, Context, Create, Kind, Update, View};
+use crate::registry::{self, Change, Context, Create, Kind, Update, View};
 use crate::views;
-use std::sync::Arc;
 
 /// Creates, updates or patches.
 pub(super) async fn write(mut call: Call, kind: &Arc<Kind>, target: Target, verb: &'static str) -> Result<Response> {
@@ -44,7 +44,7 @@ pub(super) async fn write(mut call: Call, kind: &Arc<Kind>, target: Target, verb
         .get(&keys::object(&kind.stored, &target.namespace, &target.name));
     let object = object.ok_or_else(|| ApiError::not_found(&kind.resource, &target.name))?;
     let before = kind.show(object.json_at(object.revision));
-    let (after, options) = if verb == "update" {
+    let (mut after, options) = if verb == "update" {
         (read_object(&mut call).await?.value, "UpdateOptions")
     } else {
         let bytes = body::read(call.take_body()).await?;
@@ -53,6 +53,7 @@ pub(super) async fn write(mut call: Call, kind: &Arc<Kind>, target: Target, verb
             "PatchOptions",
         )
     };
+    registry::identify(kind, &mut after, &target.namespace, &target.name)?;
     let may: &[&str] = if kind.view == View::Nodes {
         &["unschedulable"]
     } else {
@@ -82,18 +83,11 @@ pub(super) async fn write(mut call: Call, kind: &Arc<Kind>, target: Target, verb
 async fn create(mut call: Call, kind: &Arc<Kind>, target: Target) -> Result<Response> {
     let renderer = Renderer::new(&call, kind)?;
     let params = WriteParams::new(&call.query, call.headers(), "CreateOptions")?;
-    let decoded = read_object(&mut call).await?;
-    let pod = &decoded.value;
-    for (field, own) in [("kind", "Pod"), ("apiVersion", "v1")] {
-        if pod[field].as_str().is_some_and(|said| said != own) {
-            return Err(ApiError::bad_request(format!(
-                "{field} is {}, expected {own}",
-                pod[field]
-            )));
-        }
-    }
-    let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let mut decoded = read_object(&mut call).await?;
     let namespace = namespace_of(kind, &target, &decoded)?;
+    registry::identify(kind, &mut decoded.value, &namespace, "")?;
+    let pod = &decoded.value;
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let place = Target {
         namespace: namespace.clone(),
         ..target

@@ -102,9 +102,9 @@ fn difference(before: &Value, after: &Value) -> Value {
 
 /// What selecting by a field of the view means for what is stored.
 pub(crate) fn stored(resource: &Resource, asked: FieldRequirement) -> Vec<FieldRequirement> {
-    match (resource.kind.as_str(), asked.field.as_str()) {
+    match (resource.qualified().as_str(), asked.field.as_str()) {
         // What happened to a task happened to its Pod.
-        ("Event", "involvedObject.kind") => {
+        ("events" | "events.events.k8s.io", "involvedObject.kind") => {
             let seen = [("Pod", "Task"), ("Node", "Agent")];
             let own = seen.iter().find(|(view, _)| *view == asked.value);
             vec![FieldRequirement {
@@ -112,11 +112,11 @@ pub(crate) fn stored(resource: &Resource, asked: FieldRequirement) -> Vec<FieldR
                 ..asked
             }]
         }
-        ("Pod", "spec.nodeName") => vec![FieldRequirement {
+        ("pods", "spec.nodeName") => vec![FieldRequirement {
             field: "status.agent".to_owned(),
             ..asked
         }],
-        ("Pod", "status.phase") => pod::PHASES
+        ("pods", "status.phase") => pod::PHASES
             .iter()
             .filter(|(_, phase)| (*phase == asked.value) != asked.equal)
             .map(|(stored, _)| FieldRequirement {
@@ -192,5 +192,16 @@ mod tests {
         assert_eq!(asked("Running", false), ["Running", "Killing"]);
         assert_eq!(asked("Running", true).len(), pod::PHASES.len() - 2);
         assert_eq!(asked("Nonsense", true).len(), pod::PHASES.len(), "nothing is left");
+        // Somebody's own kind of that name is no view.
+        let own = Resource {
+            group: "example.com".to_owned(),
+            ..pods()
+        };
+        let requirement = FieldRequirement {
+            field: "status.phase".to_owned(),
+            value: "Running".to_owned(),
+            equal: true,
+        };
+        assert_eq!(stored(&own, requirement.clone()), [requirement]);
     }
 }

@@ -7,8 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::LocalBoxFuture;
 use libtest_mimic::Trial;
 use muster_runtime::process::Config;
 use muster_runtime::{
@@ -16,16 +14,8 @@ use muster_runtime::{
 };
 
 use crate::process::{Machine, Way, cgroup_directories, exit, output, until};
+use crate::ways::{self, tests};
 use crate::{Cleans as _, trial};
-
-/// A test, for one way of holding a command.
-type Test = fn(Way) -> LocalBoxFuture<'static, ()>;
-
-macro_rules! tests {
-    ($($name:literal: $test:ident),* $(,)?) => {
-        [$(($name, (|way| $test(way).boxed_local()) as Test)),*]
-    };
-}
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![
@@ -57,16 +47,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         "user_is_who_was_asked_for": user,
         "variables_of_a_file_win_and_are_written_down_nowhere": variables,
     };
-    for (prefix, way) in [
-        ("isolated", Way::Isolated),
-        ("plain", Way::Plain),
-        ("containerd", Way::Containerd),
-    ] {
-        let isolated = isolated.iter().filter(|_| way != Way::Plain);
-        for (name, test) in isolated.chain(&any).copied() {
-            trials.push(trial(&format!("{prefix}::{name}"), false, move || test(way)));
-        }
-    }
+    trials.extend(ways::trials(&isolated, &any));
     trials
 }
 

@@ -7,8 +7,6 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::LocalBoxFuture;
 use libtest_mimic::Trial;
 use muster_runtime::conformance::{Harness, Program};
 use muster_runtime::process::{Config, Isolate, ShimCommand};
@@ -19,19 +17,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::process::{Machine, Way, cgroup_directories, exit, output, until};
+use crate::ways::{self, tests};
 use crate::{Cleans as _, trial};
 
 fn id(text: &str) -> ContainerId {
     ContainerId::new(text).unwrap()
-}
-
-/// A test, for one way of holding a command.
-type Test = fn(Way) -> LocalBoxFuture<'static, ()>;
-
-macro_rules! tests {
-    ($($name:literal: $test:ident),* $(,)?) => {
-        [$(($name, (|way| $test(way).boxed_local()) as Test)),*]
-    };
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -48,16 +38,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         "state_directory_may_be_far_down": far_down,
         "output_nobody_reads_does_not_block": much_output,
     };
-    let mut trials = Vec::new();
-    for (prefix, way) in [
-        ("isolated", Way::Isolated),
-        ("plain", Way::Plain),
-        ("containerd", Way::Containerd),
-    ] {
-        for (name, test) in tests {
-            trials.push(trial(&format!("{prefix}::{name}"), false, move || test(way)));
-        }
-    }
+    let mut trials = ways::trials(&[], &tests);
     trials.push(trial(
         "plain::shim_that_ends_at_once_is_an_error_at_once",
         false,

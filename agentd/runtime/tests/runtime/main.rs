@@ -13,6 +13,7 @@ mod killed;
 mod process;
 mod server;
 mod sessions;
+mod ways;
 
 use std::future::Future;
 use std::process::ExitCode;

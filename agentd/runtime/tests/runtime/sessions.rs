@@ -4,24 +4,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
-use futures::FutureExt as _;
-use futures::future::LocalBoxFuture;
 use libtest_mimic::Trial;
 use muster_runtime::copy::{Place, pack, unpack};
 use muster_runtime::exec::{Ended, Exec, Output, Session, Size};
 use muster_runtime::{ContainerId, ContainerSpec, Error, Runtime, User};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::Cleans as _;
 use crate::process::{Machine, Way, output, until};
-use crate::{Cleans as _, trial};
-
-type Test = fn(Way) -> LocalBoxFuture<'static, ()>;
-
-macro_rules! tests {
-    ($($name:literal: $test:ident),* $(,)?) => {
-        [$(($name, (|way| $test(way).boxed_local()) as Test)),*]
-    };
-}
+use crate::ways::{self, tests};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let isolated = tests! {
@@ -36,18 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         "hostile_files_are_not_followed": hostile,
         "port_of_a_container_is_connected_to": port,
     };
-    let mut trials = Vec::new();
-    for (prefix, way) in [
-        ("isolated", Way::Isolated),
-        ("plain", Way::Plain),
-        ("containerd", Way::Containerd),
-    ] {
-        let isolated = isolated.iter().filter(|_| way != Way::Plain);
-        for (name, test) in isolated.chain(&any).copied() {
-            trials.push(trial(&format!("{prefix}::{name}"), false, move || test(way)));
-        }
-    }
-    trials
+    ways::trials(&isolated, &any)
 }
 
 fn id() -> ContainerId {

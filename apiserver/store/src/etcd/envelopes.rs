@@ -157,27 +157,27 @@ impl Shared {
             let mut queue = self.envelopes.queue();
             if queue.under_way < REQUESTS {
                 queue.under_way += 1;
-                None
+                Err(request)
             } else {
                 let (answer, waits) = oneshot::channel();
                 queue.waiting.push_back(Letter {
-                    request: request.clone(),
+                    request,
                     keys: Keys::of(txn),
                     bytes,
                     end,
                     answer,
                 });
-                Some(waits)
+                Ok(waits)
             }
         };
         match waits {
-            None => {
+            Err(request) => {
                 let turn = Turn(Arc::clone(self));
                 let sent = self.send_request(request, end).await;
                 drop(turn);
                 sent
             }
-            Some(waits) => waits.await.unwrap_or_else(|_| Sent {
+            Ok(waits) => waits.await.unwrap_or_else(|_| Sent {
                 answer: Err(Trouble::Lost("the request was given up".to_owned())),
                 alone: false,
             }),
@@ -215,7 +215,8 @@ impl Shared {
             deal(parts, [sent]);
             return;
         }
-        let nested: Vec<TxnOp> = parts.iter().map(|part| TxnOp::txn(part.request.clone())).collect();
+        let requests = parts.iter_mut().map(|part| std::mem::take(&mut part.request));
+        let nested: Vec<TxnOp> = requests.map(TxnOp::txn).collect();
         let Sent { answer, alone } = self.send_request(EtcdTxn::new().and_then(nested), end).await;
         let answers = match answer {
             Ok(answer) => opened(answer, parts.len()),
