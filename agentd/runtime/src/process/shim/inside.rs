@@ -276,25 +276,25 @@ fn begin(
     ends: Ends,
     session: &OwnedFd,
 ) -> ! {
+    // Before there is a command: how that ended is told by itself if it could not be run, and nothing may overtake this.
+    Told::Ready(ends).send(session);
     if let Errand::Connect(_) = wanted.errand {
-        Told::Ready(ends).send(session);
         Told::Ended(Ended::with(0)).send(session);
         sys::exit(0)
     }
     let command = match sys::fork() {
         Ok(ForkResult::Child) => {
-            drop(ends);
             let ended = run(room, wanted, streams, terminal);
             Told::Ended(ended).send(session);
             sys::exit(NO_SUCH_COMMAND)
         }
         Ok(ForkResult::Parent { child }) => child,
         Err(error) => {
-            Told::CannotEnter(format!("cannot make a process: {}", error.desc())).send(session);
+            let why = format!("cannot make a process: {}", error.desc());
+            Told::Ended(Ended::because(NOT_RUNNABLE, why)).send(session);
             sys::exit(NOT_RUNNABLE)
         }
     };
-    Told::Ready(ends).send(session);
     drop((streams, terminal));
     look_after(command, session)
 }
