@@ -327,30 +327,32 @@ impl Hub {
         }
     }
 
-    /// The position for whoever has seen an event of this kind of `revision`, and perhaps not all of them that are `wanted`: writes that have one
-    /// revision reach a watch together, but its connection may break in between. If there are several, they are told again.
-    pub fn resume(&self, revision: Revision, kind: KindId, wanted: impl Fn(&Event) -> bool) -> Result<Position, Left> {
+    /// The position for whoever has been told of an event of this kind as of `revision`, and perhaps not of all of them: writes that have one
+    /// revision reach a watch together, but its connection may break in between. If there are several, they are told again. `told_as`: as of
+    /// which revision it tells of an event, if it does.
+    pub fn resume(
+        &self,
+        revision: Revision,
+        kind: KindId,
+        told_as: impl Fn(&Event) -> Option<Revision>,
+    ) -> Result<Position, Left> {
         let after = self.position(revision)?;
-        let Some(before) = revision.checked_sub(1) else {
-            return Ok(after);
-        };
         let state = self.read();
-        let first = state
-            .ring
-            .after(before)
-            .and_then(|first| Some((first, state.ring.from(first)?)));
-        let Some((number, slots)) = first else {
+        let first = revision.checked_sub(1).and_then(|before| state.ring.after(before));
+        let Some((first, slots)) = first.and_then(|first| Some((first, state.ring.from(first)?))) else {
             return Ok(after);
         };
-        let of_revision = slots.take_while(|slot| slot.revision == revision);
-        let seen = of_revision.filter(|slot| slot.kind == kind && wanted(&state.event(slot)));
-        Ok(if seen.take(2).count() < 2 {
-            after
-        } else {
-            Position {
+        let of_revision = (first..).zip(slots).take_while(|(_, slot)| slot.revision == revision);
+        let of_kind = of_revision.filter(|(_, slot)| slot.kind == kind);
+        let mut told = of_kind
+            .filter(|(_, slot)| told_as(&state.event(slot)) == Some(revision))
+            .map(|(number, _)| number);
+        Ok(match (told.next(), told.next()) {
+            (Some(number), Some(_)) => Position {
                 number,
-                revision: before,
-            }
+                revision: state.before(revision),
+            },
+            _ => after,
         })
     }
 

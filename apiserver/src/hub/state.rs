@@ -202,6 +202,12 @@ impl HubState {
         !self.skipped.iter().any(within)
     }
 
+    /// The last revision before this one that events lead from.
+    pub(super) fn before(&self, revision: Revision) -> Revision {
+        let skip = self.skipped.iter().find(|(_, to)| *to == revision);
+        skip.map_or(revision.saturating_sub(1), |(from, _)| *from)
+    }
+
     /// What is there now.
     pub(super) fn list(&self, id: KindId, filter: &Filter, part: &Part) -> Found {
         let kind = &*self.kinds.get(id).kind;

@@ -176,7 +176,8 @@ async fn a_revision_that_may_have_been_torn_is_told_again() {
     let both = store.commit(txn).await.unwrap();
     hub.reach(both, Duration::from_secs(1)).await.unwrap();
     let told = |revision, wanted: &dyn Fn(&Event) -> bool| {
-        let mut position = hub.resume(revision, KindId(0), wanted).unwrap();
+        let told_as = |event: &Event| wanted(event).then_some(event.revision);
+        let mut position = hub.resume(revision, KindId(0), told_as).unwrap();
         let (events, _) = hub.advance(&mut position, |kind| kind == KindId(0), 10).unwrap();
         assert_eq!(position.revision, both);
         let names = events.iter().map(|event| event.object().name().to_owned());
@@ -213,4 +214,40 @@ async fn what_came_and_went_while_the_hub_was_behind_is_not_kept_from_who_saw_it
     // Who saw what this hub had seen, and who saw what it sees now, hear everything.
     assert!(advance(hub.position(behind).unwrap()).unwrap().0.is_empty());
     assert!(advance(hub.position(gone).unwrap()).unwrap().0.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_new_listing_found_gone_is_told_again_to_who_may_have_seen_half_of_it() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let mut newest = 0;
+    for name in ["a", "b", "c"] {
+        newest = write(&*store, name, true).await;
+    }
+    let hub = Hub::bounded(&*store, vec![HubKind::new(config_maps())], 100)
+        .await
+        .unwrap();
+    for name in ["a", "b"] {
+        let key = crate::keys::object(config_maps(), "d", name);
+        let txn = Txn {
+            compares: vec![Compare::not_modified_after(key.clone(), newest)],
+            ops: vec![Op::delete(key)],
+        };
+        store.commit(txn).await.unwrap();
+    }
+    let listed = write(&*store, "d", true).await;
+    store.compact(listed).await.unwrap();
+    let (following, source) = (hub.clone(), store.clone());
+    tokio::spawn(async move { following.follow(source).await });
+    hub.reach(listed, Duration::from_secs(30)).await.unwrap();
+    let again = |told_as: &dyn Fn(&Event) -> Option<Revision>| {
+        let mut position = hub.resume(listed, KindId(0), told_as).unwrap();
+        let (events, more) = hub.advance(&mut position, |kind| kind == KindId(0), 10).unwrap();
+        assert!(!more && position.revision == listed);
+        let names = events.iter().map(|event| event.object().name().to_owned());
+        names.collect::<BTreeSet<_>>()
+    };
+    let all = again(&|event| Some(event.revision));
+    assert_eq!(all, ["a", "b", "d"].map(str::to_owned).into());
+    // Who is told of one thing as of that revision has heard it.
+    assert!(again(&|event| event.current.as_ref().map(|object| object.revision)).is_empty());
 }

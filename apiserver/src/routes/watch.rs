@@ -86,10 +86,8 @@ async fn begin(
             Ok((Vec::new(), position))
         }
         Start::After(revision) => {
-            let position = hub.resume(revision, kind.id, |event| {
-                let mut versions = event.before.iter().chain(&event.current);
-                versions.any(|object| filter.matches(object))
-            });
+            let told_as = |event: &Event| told(filter, event).map(|(_, _, revision)| revision);
+            let position = hub.resume(revision, kind.id, told_as);
             let position = position.map_err(|left| ApiError::too_old(revision, left.floor))?;
             Ok((Vec::new(), position))
         }
@@ -250,21 +248,14 @@ impl Watch {
         (!out.is_empty()).then(|| out.into())
     }
 
-    /// Appends what an event means to this watch: what comes to be selected is added, what ceases to be is deleted.
+    /// Appends what an event means to this watch.
     fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
-        let before = event.before.as_ref().filter(|object| self.filter.matches(object));
-        let current = event.current.as_ref().filter(|object| self.filter.matches(object));
-        match (before, current) {
-            (None, None) => (),
-            (None, Some(object)) => self.object("ADDED", object, event.revision, out),
-            (Some(_), Some(object)) => self.object("MODIFIED", object, event.revision, out),
-            (Some(object), None) => self.object("DELETED", object, event.revision, out),
+        if let Some((kind, object, revision)) = told(&self.filter, event) {
+            self.object(kind, object, revision, out);
         }
     }
 
     fn object(&mut self, kind: &str, object: &Object, revision: Revision, out: &mut Vec<u8>) {
-        // After a relist, events come with a later revision than their objects.
-        let revision = if kind == "DELETED" { revision } else { object.revision };
         let described = std::mem::replace(&mut self.described, true);
         self.frame(kind, out, |watch, out| {
             if described && !watch.renderer.is_verbatim(object) {
@@ -282,6 +273,19 @@ impl Watch {
         out.extend_from_slice(b"\",\"object\":");
         object(self, out);
         out.extend_from_slice(b"}\n");
+    }
+}
+
+/// What an event means to who selects so, and the version that is told with it: what comes to be selected is added, what ceases to be is deleted. After a
+/// relist, events come with a later revision than their objects.
+fn told<'a>(filter: &Filter, event: &'a Event) -> Option<(&'static str, &'a Arc<Object>, Revision)> {
+    let before = event.before.as_ref().filter(|object| filter.matches(object));
+    let current = event.current.as_ref().filter(|object| filter.matches(object));
+    match (before, current) {
+        (None, None) => None,
+        (None, Some(object)) => Some(("ADDED", object, object.revision)),
+        (Some(_), Some(object)) => Some(("MODIFIED", object, object.revision)),
+        (Some(object), None) => Some(("DELETED", object, event.revision)),
     }
 }
 
