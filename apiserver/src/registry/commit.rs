@@ -1,6 +1,7 @@
 //! Transactions whose compares say what it means when they do not hold.
 
 use muster_store::{CommitError, Compare, Entry, LeaseId, Op, Revision, Txn};
+use tokio::time::Instant;
 
 use crate::error::{ApiError, Result};
 use crate::limits;
@@ -86,7 +87,9 @@ impl State {
     /// understand.
     pub(crate) async fn commit(&self, guarded: GuardedTxn) -> Result<Outcome> {
         let GuardedTxn { txn, guards } = guarded;
+        let began = Instant::now();
         let committed = self.store.commit(txn.clone()).await;
+        let stored = began.elapsed();
         let revision = match committed {
             Ok(revision) => revision,
             Err(CommitError::Conflict { current }) => return self.lost(&txn, guards, &current).await,
@@ -110,6 +113,7 @@ impl State {
             .reach(revision, limits::WRITE_WAIT)
             .await
             .map_err(|error| ApiError::timeout(format!("the write has happened, but cannot be read yet: {error}")))?;
+        self.metrics.write(stored, began.elapsed().saturating_sub(stored));
         Ok(Outcome::Done(revision))
     }
 

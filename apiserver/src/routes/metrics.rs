@@ -32,6 +32,11 @@ struct VerbLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabels {
+    part: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResourceLabels {
     resource: String,
 }
@@ -43,6 +48,7 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter<u64, AtomicU64>>,
     seconds: Family<VerbLabels, Histogram, fn() -> Histogram>,
+    writes: Family<PartLabels, Histogram, fn() -> Histogram>,
     watches: Family<ResourceLabels, Number>,
     objects: Family<ResourceLabels, Number>,
     revision: Number,
@@ -71,6 +77,7 @@ impl Metrics {
         let metrics = Metrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(histogram as fn() -> Histogram),
+            writes: Family::new_with_constructor(histogram as fn() -> Histogram),
             watches: Family::default(),
             objects: Family::default(),
             revision: Number::default(),
@@ -87,6 +94,11 @@ impl Metrics {
             "muster_request_seconds",
             "Time until the answer began",
             metrics.seconds.clone(),
+        );
+        registry.register(
+            "muster_write_seconds",
+            "Time until the store had a write, and from then on until reads showed it",
+            metrics.writes.clone(),
         );
         registry.register("muster_watches", "Watches that are open", metrics.watches.clone());
         registry.register("muster_objects", "Objects that are stored", metrics.objects.clone());
@@ -120,6 +132,14 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
         let labels = VerbLabels { verb: verb.to_owned() };
         self.seconds.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts a write that happened: how long the store took, and how long it was until reads showed it.
+    pub(crate) fn write(&self, stored: Duration, shown: Duration) {
+        for (part, took) in [("store", stored), ("show", shown)] {
+            let histogram = self.writes.get_or_create(&PartLabels { part });
+            histogram.observe(took.as_secs_f64());
+        }
     }
 
     /// Counts a watch for as long as the result lives.
