@@ -103,6 +103,13 @@ impl From<etcd_client::Error> for Trouble {
     }
 }
 
+/// Waits until then; not at all when it is now. A timer rounds up to whole milliseconds, which is longer than etcd takes.
+async fn due(at: Instant) {
+    if at > Instant::now() {
+        sleep_until(at).await;
+    }
+}
+
 fn of_status(status: &tonic::Status) -> Trouble {
     use tonic::Code;
     let text = status.message();
@@ -343,7 +350,7 @@ impl Members {
                     }
                 }
                 () = sleep_until(end) => break,
-                () = sleep_until(next) => {
+                () = due(next) => {
                     // A slow etcd is not to be flooded with repetitions.
                     if !under_way.is_empty() && let Some(patient) = self.pulse().queued(sent) {
                         next = patient;
