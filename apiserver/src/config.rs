@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use muster_api::env::SystemEnv;
+use muster_apiserver::audit::AuditArgs;
 use muster_apiserver::etcd_args::EtcdArgs;
 use muster_apiserver::launch::{self, Options};
 use muster_store::Store;
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// The etcd that keeps the cluster, for several servers; without one it is kept in the data directory.
     #[command(flatten)]
     etcd: EtcdArgs,
+    /// What is written down about requests.
+    #[command(flatten)]
+    audit: AuditArgs,
     /// What to log, as in `info` or `muster_apiserver=debug`.
     #[arg(long, value_name = "FILTER", env = "MUSTER_LOG", default_value = "info")]
     log: String,
@@ -51,6 +55,7 @@ impl Args {
             data_dir: self.data_dir,
             listen: self.listen,
             names: self.names,
+            audit: self.audit.options(),
             ..Options::default()
         };
         let store: Arc<dyn Store> = if self.etcd.is_given() {

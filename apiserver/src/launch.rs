@@ -17,6 +17,7 @@ use muster_store::embedded::Options as StoreOptions;
 use muster_store::{EmbeddedStore, Entry, Keyring, Page, SealedStore, Store, sealed};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Audit, AuditError};
 use crate::auth::{Tokens, User};
 use crate::cluster::{self, ClusterError};
 use crate::kubeconfig::{self, Access, KubeconfigError};
@@ -47,6 +48,8 @@ pub struct Options {
     pub agent_life: Duration,
     /// The file of the keys by which secrets are sealed; `None`: `encryption-key` in the data directory, made when it is not there.
     pub encryption_key: Option<PathBuf>,
+    /// What is written down about requests, and where; `None`: nothing.
+    pub audit: Option<audit::Options>,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             name: String::new(),
             agent_life: AGENT_LIFE,
             encryption_key: None,
+            audit: None,
         }
     }
 }
@@ -115,6 +119,9 @@ pub enum LaunchError {
         /// What is wrong, and what to do about it.
         problem: String,
     },
+    /// There is to be an audit log, and there can be none.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// There are no certificates.
     #[error("certificates cannot be made")]
     Pki(#[from] PkiError),
@@ -144,6 +151,8 @@ pub async fn start(
     stop: CancellationToken,
 ) -> Result<Running, LaunchError> {
     let data_dir = &options.data_dir;
+    // First of all: whoever wrote a policy with a mistake has changed nothing yet.
+    let audit = options.audit.as_ref().map(Audit::open).transpose()?;
     files::private_directory(data_dir).map_err(at(data_dir))?;
     let pki = Arc::new(Pki::open(&data_dir.join("pki"), &*env)?);
     cluster::check(&*store, data_dir, pki.pin()?, &*env).await?;
@@ -172,6 +181,9 @@ pub async fn start(
         membership,
     };
     let state = State::start(config).await?;
+    if let Some(audit) = audit {
+        state.audit_by(audit);
+    }
     let router = routes::router(state.clone());
     let names = server_names(options);
     let identity = pki.server(&names, &*env)?;

@@ -8,6 +8,7 @@
 pub mod accept;
 pub mod accounts;
 pub mod allocator;
+pub mod audit;
 pub mod auth;
 mod background;
 pub mod body;

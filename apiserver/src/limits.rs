@@ -88,5 +88,8 @@ pub const RULE_LEVELS: u32 = 100;
 /// Conditionals (`a ? b : c`) in a rule.
 pub const RULE_CONDITIONALS: usize = 32;
 
+/// When a change is to be tried again that is refused because the audit log cannot be written: nobody makes room within a second.
+pub const AUDIT_RETRY_SECONDS: u32 = 10;
+
 /// Deletions of a collection that are under way at once: enough that they travel together, few enough that others get their turn.
 pub const DELETIONS_AT_ONCE: usize = 16;

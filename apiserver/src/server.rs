@@ -5,13 +5,17 @@
 //! deadline cuts off the rest; watches end by themselves, because the state they read ends them
 //! ([`State::stop`](crate::state::State::stop)). What must never happen here: a listener without TLS. Tested below over real sockets.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::{IntoResponse as _, Response};
+use futures::FutureExt as _;
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use crate::error::ApiError;
 use crate::tls::{Certified, Peer};
 
 /// Connections at a time. Two for each of 5,000 agents and room for users; each costs about 20 KB when idle.
@@ -177,9 +182,9 @@ async fn connection(
         address,
         certificate: shown.and_then(Certified::read),
     };
-    let service = router.map_request(move |mut request: Request<Incoming>| {
+    let service = tower::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        request
+        answer(router.clone(), request)
     });
     let service = TowerToHyperService::new(service);
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
@@ -192,6 +197,15 @@ async fn connection(
         }
     };
     ended.map_err(|error| error.to_string())
+}
+
+/// A request in which the server fails is answered, and others of its connection go on. In-process callers get the failure as it is.
+async fn answer(router: Router, request: Request<Incoming>) -> Result<Response, Infallible> {
+    let answered = AssertUnwindSafe(router.oneshot(request)).catch_unwind().await;
+    answered.unwrap_or_else(|_| {
+        let message = "the server failed within the request, which is a mistake in it; its log says where";
+        Ok(ApiError::internal(message).into_response())
+    })
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
@@ -325,6 +339,26 @@ mod tests {
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "done");
         fixture.serving.stopped().await;
         assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_request_in_which_the_server_fails_is_answered_and_its_connection_goes_on() {
+        async fn fail() -> &'static str {
+            panic!("a mistake");
+        }
+        let router = Router::new()
+            .route("/", get(async || "hello"))
+            .route("/fail", get(fail));
+        let fixture = Fixture::new(router).await;
+        let io = TokioIo::new(fixture.connect(b"http/1.1").await);
+        let (mut sender, connection) = http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        let response = sender.send_request(request("/fail")).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&bytes).contains("\"reason\":\"InternalError\""));
+        let response = sender.send_request(request("/")).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The server as one value: the store, what is known of it, and what runs besides requests.
 
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use http::HeaderValue;
 use muster_api::env::Env;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::accounts::Accounts;
+use crate::audit::Audit;
 use crate::auth::Authenticate;
 use crate::background;
 use crate::hub::{self, Hub};
@@ -64,6 +65,7 @@ pub struct State {
     pub metrics: Metrics,
     /// The uid of the cluster, as the header that every answer has. Whoever remembers it notices another cluster behind an address.
     pub cluster: HeaderValue,
+    audit: OnceLock<Audit>,
     newest: Newest,
     plan: RwLock<Option<(Revision, Arc<PlanReport>)>>,
     leaving: CancellationToken,
@@ -124,6 +126,7 @@ impl State {
             accounts,
             metrics: Metrics::new(),
             cluster,
+            audit: OnceLock::new(),
             newest: Newest::default(),
             plan: RwLock::default(),
             leaving: CancellationToken::new(),
@@ -134,6 +137,17 @@ impl State {
         let tasks = background::start(&state);
         state.tasks.lock().expect("nothing panics under the lock").extend(tasks);
         Ok(state)
+    }
+
+    /// From now on, and for good, what is asked for is written down. A second log changes nothing.
+    pub fn audit_by(&self, audit: Audit) {
+        // There is one already, and it is written to.
+        let _ = self.audit.set(audit);
+    }
+
+    /// The audit log, if there is one.
+    pub fn audit(&self) -> Option<&Audit> {
+        self.audit.get()
     }
 
     /// Says to whoever asks that the server is about to go; it goes on to serve.
@@ -173,6 +187,9 @@ impl State {
         for task in tasks {
             // It was aborted.
             let _ = task.await;
+        }
+        if let Some(audit) = self.audit() {
+            audit.log.flush().await;
         }
     }
 

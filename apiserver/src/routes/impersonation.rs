@@ -21,9 +21,14 @@ const PREFIX: &str = "impersonate-";
 /// Where uids and extras are, as kinds that rules name.
 const AUTHENTICATION: &str = "authentication.k8s.io";
 
+/// Whether the sender wants to act as somebody else.
+pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with(PREFIX))
+}
+
 /// Who acts: the sender, or whom the headers name.
 pub(super) fn acting(authorizer: &Authorizer, sender: User, headers: &HeaderMap) -> Result<User> {
-    if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+    if !is_wanted(headers) {
         return Ok(sender);
     }
     let wanted = Wanted::read(headers)?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -41,6 +41,11 @@ struct ResourceLabels {
     resource: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AuditLabels {
+    outcome: &'static str,
+}
+
 type Number = gauge::Gauge<i64, AtomicI64>;
 
 /// See the module.
@@ -49,6 +54,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter<u64, AtomicU64>>,
     seconds: Family<VerbLabels, Histogram, fn() -> Histogram>,
     writes: Family<PartLabels, Histogram, fn() -> Histogram>,
+    audited: Family<AuditLabels, Counter<u64, AtomicU64>>,
+    audit_failing: Number,
     watches: Family<ResourceLabels, Number>,
     objects: Family<ResourceLabels, Number>,
     revision: Number,
@@ -78,6 +85,8 @@ impl Metrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(histogram as fn() -> Histogram),
             writes: Family::new_with_constructor(histogram as fn() -> Histogram),
+            audited: Family::default(),
+            audit_failing: Number::default(),
             watches: Family::default(),
             objects: Family::default(),
             revision: Number::default(),
@@ -99,6 +108,16 @@ impl Metrics {
             "muster_write_seconds",
             "Time until the store had a write, and from then on until reads showed it",
             metrics.writes.clone(),
+        );
+        registry.register(
+            "muster_audit_events",
+            "Events of the audit log, by whether they are written or lost",
+            metrics.audited.clone(),
+        );
+        registry.register(
+            "muster_audit_failing",
+            "Whether the audit log cannot be written, so that nothing is changed",
+            metrics.audit_failing.clone(),
         );
         registry.register("muster_watches", "Watches that are open", metrics.watches.clone());
         registry.register("muster_objects", "Objects that are stored", metrics.objects.clone());
@@ -187,6 +206,14 @@ pub(super) fn show(state: &State) -> Result<Response> {
     metrics
         .revision
         .set(i64::try_from(state.hub.revision()).unwrap_or(i64::MAX));
+    if let Some(audit) = state.audit() {
+        let counts = audit.log.counts();
+        for (outcome, count) in [("written", counts.written), ("lost", counts.lost)] {
+            let counter = metrics.audited.get_or_create(&AuditLabels { outcome });
+            counter.inner().store(count, Ordering::Relaxed);
+        }
+        metrics.audit_failing.set(audit.log.is_failing().into());
+    }
     let mut text = String::new();
     encode(&mut text, &metrics.registry).map_err(|error| ApiError::internal(error.to_string()))?;
     let mut response = Response::new(Body::from(text));

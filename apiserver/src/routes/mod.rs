@@ -3,12 +3,15 @@
 //! There is one handler for all paths, because the paths of objects have a grammar rather than a list, and because clients write
 //! them with stray slashes and ampersands. It promises that every answer but a log and the metrics is JSON, and every refusal a `Status`.
 
+mod about;
 mod accounts;
 mod agent_offers;
 mod answer;
+mod audited;
 mod health;
 mod impersonation;
 mod join;
+pub(crate) mod lasting;
 mod lease;
 mod list;
 pub mod metrics;
@@ -23,14 +26,16 @@ pub(crate) mod tokens;
 mod views;
 mod watch;
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State as Extract;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt as _;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use muster_api::names;
 
 use crate::accounts::Accounts;
@@ -42,6 +47,9 @@ use crate::registry::Kind;
 use crate::revoked;
 use crate::state::State;
 use crate::tls::Peer;
+use about::About;
+use audited::Record;
+use lasting::Lasting;
 use path::{Path, Target};
 
 /// Everything that the server serves.
@@ -93,21 +101,46 @@ impl Call {
 
 async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> Response {
     let began = tokio::time::Instant::now();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let method = parts.method.clone();
     let path = Path::parse(parts.uri.path());
     let (resource, name) = path.label();
+    let about = About::of(&path, &parts);
+    let lasting = about.lasts.then(Lasting::default);
+    let sender = authenticate(&state, &parts).map(User::authenticated);
+    let mut record = Record::begin(&state, sender.as_ref().ok(), &about, &parts);
+    if let Some(lasting) = &lasting {
+        parts.extensions.insert(lasting.clone());
+    }
     let trail = Arc::new(Trail::default());
-    let answered = dispatch(&state, path, parts, body, trail.clone()).await;
-    let mut response = match answered.and_then(|response| decided(response, &trail)) {
+    let work = answer(&state, sender, path, (parts, body), record.as_mut(), trail.clone());
+    let answered = match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(answered) => answered.and_then(|response| decided(response, &trail)),
+        Err(panic) => {
+            if let Some(record) = record {
+                record.panicked().await;
+            }
+            resume_unwind(panic)
+        }
+    };
+    let mut failure = None;
+    let mut response = match answered {
         Ok(response) => response,
         Err(error) => {
             if error.code.is_server_error() {
                 tracing::warn!(%method, resource, name, code = error.code.as_u16(), %error, "a request failed");
             }
+            failure = record.is_some().then(|| error.status());
             error.into_response()
         }
     };
+    let lasting = lasting.filter(|_| response.status() < StatusCode::MULTIPLE_CHOICES);
+    if let Some(record) = record {
+        response = record.end(response, failure, trail.last(), lasting.as_ref()).await;
+    }
+    if let Some(lasting) = lasting {
+        response = lasting.held_by(response);
+    }
     response
         .headers_mut()
         .insert(names::HEADER_CLUSTER, state.cluster.clone());
@@ -169,9 +202,38 @@ pub(crate) fn identify(state: &State, token: &str, audiences: &[String]) -> Resu
     Ok((user, vec![own.to_owned()]))
 }
 
-async fn dispatch(state: &Arc<State>, path: Path, parts: Parts, body: Body, trail: Arc<Trail>) -> Result<Response> {
-    let sender = authenticate(state, &parts)?.authenticated();
-    let user = impersonation::acting(&state.authorizer, sender, &parts.headers)?;
+/// Finds out as whom the sender acts, writes down that the request is there, and lets it be done.
+async fn answer(
+    state: &Arc<State>,
+    sender: Result<User>,
+    path: Path,
+    (parts, mut body): (Parts, Body),
+    record: Option<&mut Record>,
+    trail: Arc<Trail>,
+) -> Result<Response> {
+    let acting = impersonation::acting(&state.authorizer, sender?, &parts.headers);
+    let user = acting.inspect_err(|error| {
+        if error.code == StatusCode::FORBIDDEN {
+            trail.note(Decision::Refused(error.message.clone()));
+        }
+    })?;
+    if let Some(record) = record {
+        if impersonation::is_wanted(&parts.headers) {
+            record.acts_as(&user);
+        }
+        record.receive(&parts, &mut body).await?;
+    }
+    dispatch(state, path, parts, body, user, trail).await
+}
+
+async fn dispatch(
+    state: &Arc<State>,
+    path: Path,
+    parts: Parts,
+    body: Body,
+    user: User,
+    trail: Arc<Trail>,
+) -> Result<Response> {
     let query = Query::parse(parts.uri.query());
     let call = Call {
         state: state.clone(),

@@ -24,6 +24,7 @@ use crate::error::{ApiError, Result};
 use crate::logs::{self, Node};
 use crate::params::Query;
 use crate::registry::{Kind, View};
+use crate::routes::lasting::Lasting;
 use crate::state::State;
 use crate::views;
 
@@ -147,7 +148,9 @@ pub async fn answer(
         }
     }
     let stopping = state.stopping().clone();
+    let lasting = parts.extensions.remove::<Lasting>();
     tokio::spawn(async move {
+        let _lasting = lasting;
         let joined = async {
             if let Ok(Ok(client)) = tokio::time::timeout(UPGRADE, client).await {
                 opened.join(client).await;

@@ -14,6 +14,7 @@ use muster_api::join::JoinToken;
 use muster_api::names;
 use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
+use muster_apiserver::audit::AuditArgs;
 use muster_apiserver::etcd_args::EtcdArgs;
 
 pub use super::invitation::Join;
@@ -90,6 +91,9 @@ pub struct DevArgs {
     /// What they offer.
     #[command(flatten)]
     pub offered: Offered,
+    /// What is written down about requests.
+    #[command(flatten)]
+    pub audit: AuditArgs,
     /// Leave ~/.config/muster/config alone.
     #[arg(long)]
     pub no_context: bool,
@@ -135,6 +139,9 @@ pub struct ServerArgs {
     /// How long the certificates of agents last; they are renewed when two thirds are over.
     #[arg(long, value_name = "SPAN", default_value = "7d")]
     pub agent_certificates: Span,
+    /// What is written down about requests.
+    #[command(flatten)]
+    pub audit: AuditArgs,
 }
 
 /// What can be said about an agent, from anywhere.

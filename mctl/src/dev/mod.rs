@@ -78,6 +78,7 @@ pub async fn dev(args: DevArgs, terminal: &mut Terminal) -> Outcome {
     let options = Options {
         data_dir: directory.path().to_owned(),
         listen: vec![args.listen],
+        audit: args.audit.options(),
         ..Options::default()
     };
     let ttl = args::LEASE_TTL.parse().expect("the constant is a span");
@@ -301,6 +302,7 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
         name: args.name.clone().unwrap_or_default(),
         agent_life: args.agent_certificates.duration(),
         encryption_key: args.encryption_key.clone(),
+        audit: args.audit.options(),
     };
     if let Some(token) = &args.join {
         let name = args.name.clone().unwrap_or_else(agents::own_name);
