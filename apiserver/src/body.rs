@@ -4,7 +4,6 @@ use std::fmt;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::StreamExt;
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -12,6 +11,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::{ApiError, Result};
 use crate::limits;
+use crate::unread;
 
 /// The most duplicate keys that are named.
 const DUPLICATES_NAMED: usize = 32;
@@ -80,12 +80,7 @@ pub async fn read_at_most(mut body: Body, limit: usize) -> Result<Bytes> {
     match Limited::new(&mut body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            let rest = Limited::new(body, limits::BODY_BYTES_DISCARDED).into_data_stream();
-            let discarding = rest
-                .take_while(|chunk| std::future::ready(chunk.is_ok()))
-                .for_each(|_| async {});
-            // However it ends, the answer is the same.
-            let _ = tokio::time::timeout(limits::BODY_DISCARD_WAIT, discarding).await;
+            unread::discard(body).await;
             Err(ApiError::too_large(format!(
                 "the body is larger than {limit} bytes, which is the most that is read"
             )))

@@ -48,6 +48,7 @@ pub mod state;
 pub mod streams;
 pub mod table;
 pub mod tls;
+mod unread;
 mod views;
 
 pub use routes::router;

@@ -31,6 +31,7 @@ use tower::ServiceExt as _;
 
 use crate::error::ApiError;
 use crate::tls::{Certified, Peer};
+use crate::unread::Unread;
 
 /// Connections at a time. Two for each of 5,000 agents and room for users; each costs about 20 KB when idle.
 const CONNECTIONS: usize = 12_000;
@@ -199,9 +200,14 @@ async fn connection(
     ended.map_err(|error| error.to_string())
 }
 
-/// A request in which the server fails is answered, and others of its connection go on. In-process callers get the failure as it is.
+/// A request in which the server fails is answered, and others of its connection go on. In-process callers get the failure as it is. Who still
+/// sends gets to see the answer.
 async fn answer(router: Router, request: Request<Incoming>) -> Result<Response, Infallible> {
+    let (request, unread) = Unread::of(request);
     let answered = AssertUnwindSafe(router.oneshot(request)).catch_unwind().await;
+    if let Some(unread) = unread {
+        unread.discard().await;
+    }
     answered.unwrap_or_else(|_| {
         let message = "the server failed within the request, which is a mistake in it; its log says where";
         Ok(ApiError::internal(message).into_response())
@@ -230,13 +236,14 @@ fn builder() -> auto::Builder<TokioExecutor> {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
-    use axum::routing::get;
+    use axum::routing::{get, post};
     use futures::StreamExt;
-    use http::{Request, Response};
+    use http::{Request, Response, StatusCode};
     use http_body_util::{BodyExt, Empty};
     use hyper::client::conn::{http1, http2};
     use muster_api::env::SystemEnv;
     use rustls::pki_types::ServerName;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::{Notify, mpsc};
     use tokio_rustls::TlsConnector;
     use tokio_rustls::client::TlsStream;
@@ -359,6 +366,39 @@ mod tests {
         assert!(String::from_utf8_lossy(&bytes).contains("\"reason\":\"InternalError\""));
         let response = sender.send_request(request("/")).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+    }
+
+    /// Reads the answer of a route that says no.
+    async fn refused(stream: &mut TlsStream<TcpStream>) {
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"no") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "{answer:?}");
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 403"), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_writes_before_it_reads_sees_the_answer_and_its_connection_goes_on() {
+        let router = Router::new()
+            .route("/", post(async || (StatusCode::FORBIDDEN, "no")))
+            .layer(axum::extract::DefaultBodyLimit::disable());
+        let fixture = Fixture::new(router).await;
+        let mut stream = fixture.connect(b"http/1.1").await;
+        // Far more than the server has read when it answers.
+        let body = vec![b'x'; 1 << 20];
+        for _ in 0..3 {
+            let head = format!(
+                "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&body).await.unwrap();
+            refused(&mut stream).await;
+        }
+        // One who waits to be asked for the body is not.
+        let head = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        refused(&mut stream).await;
     }
 
     #[tokio::test]
