@@ -278,3 +278,28 @@ async fn an_administrator_acts_as_somebody_else_and_is_nobody_more() {
             .expect(400);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_about_accounts_and_rights_has_the_types_that_are_documented() {
+    let server = Server::new().await;
+    let admin = server.admin();
+    account(&server, "robot").await;
+    let token = format!("{ACCOUNTS}/robot/token");
+    let access = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let rules = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+    for (path, body) in [
+        (token.as_str(), json!({"spec": "an hour"})),
+        (&token, json!({"spec": {"audiences": [5]}})),
+        (&token, json!({"metadata": {"finalizers": [[]]}})),
+        (
+            access,
+            json!({"metadata": {"finalizers": [[]]}, "spec": {"nonResourceAttributes": {}}}),
+        ),
+        (access, json!({"spec": {"resourceAttributes": {"verb": 5}}})),
+        (rules, json!({"spec": {"namespace": {}}})),
+        (REVIEWS, json!({"spec": []})),
+    ] {
+        let refused = admin.post(path, &body).await.expect(422).json;
+        assert_eq!(refused["reason"], "Invalid", "{path} {body}: {refused}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use http::{Method, StatusCode};
+use k8s_openapi::api::authentication::v1::TokenRequest;
 use muster_api::validation::{FieldPath, Violations};
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use crate::accounts::{Bound, Wish};
 use crate::error::{ApiError, Result};
 use crate::keys;
 use crate::registry::Kind;
+use crate::schema;
 
 /// How long a token counts when nobody says.
 const SECONDS: i64 = 3600;
@@ -23,6 +25,15 @@ const SECONDS_MOST: i64 = 1 << 32;
 /// `POST …/serviceaccounts/NAME/token`.
 pub(super) async fn token(mut call: Call, kind: &Kind, target: Target) -> Result<Response> {
     let mut request = read(&mut call).await?;
+    if let Err(violation) = schema::typed::<TokenRequest>(&request) {
+        let violations = vec![violation];
+        return Err(ApiError::invalid(
+            "TokenRequest",
+            "authentication.k8s.io",
+            &target.name,
+            violations,
+        ));
+    }
     resource::catch_up(&call).await?;
     let account = call
         .state

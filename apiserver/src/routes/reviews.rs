@@ -14,11 +14,22 @@ use crate::body::{self, ContentType};
 use crate::error::{ApiError, Result};
 use crate::rbac::{self, Rule};
 use crate::registry::Kind;
+use crate::schema;
 
 /// Answers a review, if its sender may ask.
 pub(super) async fn answer(mut call: Call, kind: &Kind, target: Target) -> Result<Response> {
     call.authorize(&target, "create", "")?;
     let mut review = read(&mut call).await?;
+    review["apiVersion"] = json!(kind.resource.api_version());
+    review["kind"] = json!(kind.resource.kind);
+    if !review["metadata"].is_object() {
+        review["metadata"] = json!({});
+    }
+    // What is answered is what was asked, completed.
+    let violations = schema::check(&kind.resource, &mut review).violations;
+    if !violations.is_empty() {
+        return Err(ApiError::invalid_object(&kind.resource, "", violations));
+    }
     let status = match kind.resource.kind.as_str() {
         "TokenReview" => accounts::review(&call, &review["spec"]).await?,
         "SelfSubjectReview" => json!({"userInfo": info(&call.user)}),
@@ -31,11 +42,6 @@ pub(super) async fn answer(mut call: Call, kind: &Kind, target: Target) -> Resul
         }
         _ => return Err(ApiError::unknown_path()),
     };
-    review["apiVersion"] = json!(kind.resource.api_version());
-    review["kind"] = json!(kind.resource.kind);
-    if !review["metadata"].is_object() {
-        review["metadata"] = json!({});
-    }
     review["status"] = status;
     Ok(json_value(StatusCode::CREATED, &review))
 }
