@@ -160,3 +160,6 @@ pub const FORWARD_PORTS: usize = 16;
 pub const FORWARD_BLOCK: usize = 16 * 1024;
 /// Messages that may wait for a peer, of one WebSocket: 64 KiB; then what is in the container waits.
 pub const FORWARD_QUEUE: usize = 4;
+
+/// How long it is not looked whether a container runs that has connections to its ports: looking is listing all containers.
+pub const FORWARD_LOOK: Duration = Duration::from_secs(1);

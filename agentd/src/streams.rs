@@ -67,7 +67,7 @@ pub(crate) struct Streams {
     slots: Arc<Semaphore>,
     /// Of connections to ports: of all containers, and of each that has some.
     forwards: Arc<Semaphore>,
-    forwards_of: Arc<Mutex<BTreeMap<ContainerId, Weak<Semaphore>>>>,
+    forwards_of: Arc<Mutex<BTreeMap<ContainerId, Weak<forward::OfOne>>>>,
     /// For those who make such a connection; it is made in a moment, so many at once are not refused, but wait.
     entering: Arc<Semaphore>,
 }

@@ -7,7 +7,7 @@
 //! closed when both have.
 //!
 //! It promises: what was received before an end is handed on before it; a connection that broke is told as broken and not as ended; a side that
-//! is slow slows the other and nothing else. What must never happen here: memory that grows with what is sent.
+//! is slow slows the other and nothing else; no connection outlives its container by more than some seconds. What must never happen here: memory that grows with what is sent.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -19,17 +19,18 @@ use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::SplitStream;
 use muster_runtime::exec::{Exec, Input, Output};
-use muster_runtime::{ContainerId, Error};
+use muster_runtime::{Container, ContainerId, Error, Runtime, State as Phase};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_util::sync::CancellationToken;
 
 use super::channel::CLOSE;
 use super::{NO_SOCKET, Pairs, Socket, Streams, accepted, message, plain, refusal, socket, write};
 use crate::limits::{
-    FORWARD_BLOCK, FORWARD_PORTS, FORWARD_QUEUE, FORWARDS_OF_ONE, HANDSHAKE_DEADLINE, RUNTIME_DEADLINE,
-    STREAM_FAREWELL, STREAM_SILENCE,
+    FORWARD_BLOCK, FORWARD_LOOK, FORWARD_PORTS, FORWARD_QUEUE, FORWARDS_OF_ONE, HANDSHAKE_DEADLINE, RUNTIME_DEADLINE,
+    STREAM_ALIVE, STREAM_FAREWELL, STREAM_SILENCE,
 };
 
 /// One port, and each direction ends by itself. What `mctl` speaks.
@@ -57,8 +58,8 @@ pub(crate) async fn forward(
         Ok(ports) => ports,
         Err(why) => return plain(StatusCode::BAD_REQUEST, why),
     };
-    let slots = match streams.take(&id, ports.len()) {
-        Ok(slots) => slots,
+    let room = match streams.take(&id, ports.len()) {
+        Ok(room) => room,
         Err(why) => return plain(StatusCode::TOO_MANY_REQUESTS, why),
     };
     let connected = join_all(ports.iter().map(|port| streams.connect(&id, *port))).await;
@@ -68,10 +69,12 @@ pub(crate) async fn forward(
         Err(error) => return refusal(&error),
     };
     tokio::spawn(async move {
-        let _slots = slots;
         if let Ok(Ok(upgraded)) = timeout(HANDSHAKE_DEADLINE, upgrade).await {
-            serve(socket(upgraded).await, &ports, connected, protocol == HALVES).await;
+            let socket = socket(upgraded).await;
+            serve(socket, &ports, connected, protocol == HALVES, &room.of_one.over).await;
         }
+        // All of it until here, and not only the field that is used.
+        drop(room);
     });
     answer
 }
@@ -94,26 +97,46 @@ fn ports(pairs: &Pairs, protocol: &str) -> Result<Vec<u16>, String> {
     }
 }
 
+/// What the connections to one container have in common.
+pub(super) struct OfOne {
+    slots: Arc<Semaphore>,
+    /// Cancelled when the container does not run any more.
+    over: CancellationToken,
+}
+
+/// Room for connections to a container, for as long as it is kept.
+struct Room {
+    of_one: Arc<OfOne>,
+    _slots: [OwnedSemaphorePermit; 2],
+}
+
 impl Streams {
     /// Room for so many connections to a container.
-    fn take(&self, id: &ContainerId, many: usize) -> Result<[OwnedSemaphorePermit; 2], String> {
+    fn take(&self, id: &ContainerId, many: usize) -> Result<Room, String> {
         let of_one = {
             let mut all = self.forwards_of.lock().expect("nobody panics while holding it");
-            all.retain(|_, slots| slots.strong_count() > 0);
+            all.retain(|_, of_one| of_one.strong_count() > 0);
             all.get(id).and_then(Weak::upgrade).unwrap_or_else(|| {
-                let slots = Arc::new(Semaphore::new(FORWARDS_OF_ONE));
-                all.insert(id.clone(), Arc::downgrade(&slots));
-                slots
+                let of_one = Arc::new(OfOne {
+                    slots: Arc::new(Semaphore::new(FORWARDS_OF_ONE)),
+                    over: CancellationToken::new(),
+                });
+                tokio::spawn(watch(Arc::clone(&self.runtime), id.clone(), Arc::downgrade(&of_one)));
+                all.insert(id.clone(), Arc::downgrade(&of_one));
+                of_one
             })
         };
         let many = u32::try_from(many).unwrap_or(u32::MAX);
         let (Ok(own), Ok(shared)) = (
-            of_one.try_acquire_many_owned(many),
+            Arc::clone(&of_one.slots).try_acquire_many_owned(many),
             Arc::clone(&self.forwards).try_acquire_many_owned(many),
         ) else {
             return Err("there are as many connections to ports as may be; close one of them".to_owned());
         };
-        Ok([own, shared])
+        Ok(Room {
+            of_one,
+            _slots: [own, shared],
+        })
     }
 
     /// A connection to a port. That nobody takes it there is no error of the container's.
@@ -139,13 +162,37 @@ impl Streams {
     }
 }
 
+/// Ends the connections to a container when it does not run any more, also those to what is not in it; ends itself when there are none.
+async fn watch(runtime: Arc<dyn Runtime>, id: ContainerId, of_one: Weak<OfOne>) {
+    let mut changes = runtime.changes();
+    loop {
+        let listed = timeout(RUNTIME_DEADLINE, runtime.list()).await;
+        let Some(of_one) = of_one.upgrade() else { return };
+        if let Ok(Ok(listed)) = listed {
+            let runs = |container: &Container| container.id == id && matches!(container.state, Phase::Running { .. });
+            if !listed.iter().any(runs) {
+                return of_one.over.cancel();
+            }
+        }
+        drop(of_one);
+        sleep(FORWARD_LOOK).await;
+        let _ = timeout(STREAM_ALIVE, changes.next()).await;
+    }
+}
+
 /// The channel for the data of a port; what went wrong is on the next.
 fn data(index: usize) -> u8 {
     u8::try_from(2 * index).expect("there are few ports")
 }
 
-/// Serves a peer until all is over, or it is gone.
-async fn serve(socket: Socket, ports: &[u16], connected: Vec<Connected>, halves: bool) {
+/// Serves a peer until all is over, or it or the container is gone.
+async fn serve(
+    socket: Socket,
+    ports: &[u16],
+    connected: Vec<Connected>,
+    halves: bool,
+    container_over: &CancellationToken,
+) {
     let (sink, stream) = socket.split();
     let (to, messages) = mpsc::channel(FORWARD_QUEUE);
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
@@ -193,6 +240,7 @@ async fn serve(socket: Socket, ports: &[u16], connected: Vec<Connected>, halves:
             biased;
             () = talk => over = true,
             () = reader.read() => {}
+            () = container_over.cancelled() => {}
         }
     }
     reader.end_inputs().await;

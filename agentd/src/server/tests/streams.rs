@@ -279,3 +279,18 @@ async fn connections_to_ports_of_a_container_are_counted_and_come_back() {
         assert!(head.starts_with(&format!("HTTP/1.1 {code}")), "{path}: {head}");
     }
 }
+
+#[tokio::test]
+async fn connections_to_ports_end_with_their_container() {
+    let server = running(Behaviour::forever()).await;
+    let (head, stream) = server.upgrade("/v1/portforward/c?ports=8080", HALVES).await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let mut socket: Socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    socket.send(message(0, b"x")).await.expect("taken");
+    // What is at the other end goes on; the container does not.
+    server.fake.exit(&ContainerId::new("c").expect("an id"), 0);
+    let ended = async { while let Some(Ok(_)) = socket.next().await {} };
+    tokio::time::timeout(Duration::from_secs(30), ended)
+        .await
+        .expect("it has ended");
+}
