@@ -147,3 +147,19 @@ pub const STREAM_SILENCE: Duration = Duration::from_secs(15 * 60);
 
 /// How long the two ends have to close a connection.
 pub const STREAM_FAREWELL: Duration = Duration::from_secs(5);
+
+/// Connections to ports at a time, of all containers: each holds one connection more, and at worst 200 KiB.
+pub const FORWARDS_MAX: usize = 512;
+/// Of one container: a page with all its parts open in ten browsers; a task that is asked for more leaves room for others.
+pub const FORWARDS_OF_ONE: usize = 128;
+/// Of those that are being made: each is two processes for some milliseconds, and a quarter of the sessions that a container may have.
+pub const FORWARDS_ENTERING: usize = 8;
+/// Of one WebSocket, as ports of a client that has them all in one.
+pub const FORWARD_PORTS: usize = 16;
+/// How much of what comes from a port goes into one message.
+pub const FORWARD_BLOCK: usize = 16 * 1024;
+/// Messages that may wait for a peer, of one WebSocket: 64 KiB; then what is in the container waits.
+pub const FORWARD_QUEUE: usize = 4;
+
+/// How long it is not looked whether a container runs that has connections to its ports: looking is listing all containers.
+pub const FORWARD_LOOK: Duration = Duration::from_secs(1);

@@ -97,6 +97,7 @@ pub fn router(runtime: Arc<dyn Runtime>, env: Arc<dyn Env>) -> Router {
     let streams = Router::new()
         .route("/v1/exec/{id}", get(streams::exec))
         .route("/v1/copy/{id}", get(streams::copy))
+        .route("/v1/portforward/{id}", get(streams::forward::forward))
         .with_state(Streams::new(Arc::clone(&runtime)));
     Router::new()
         .route("/healthz", get(async || "ok"))

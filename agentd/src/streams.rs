@@ -3,12 +3,15 @@
 //! `GET /v1/exec/ID?command=WORD…&stdin=&stdout=&stderr=&tty=&columns=&rows=` runs a command in a container, and `GET /v1/copy/ID?from=PATH`
 //! (or `to=PATH`) takes files out of it or puts them in. Both speak Kubernetes' channel protocol over a WebSocket: each message begins with the
 //! number of its channel ([`channel`]). What cannot be begun is a plain answer before the upgrade; how a command ended is a `Status` on the
-//! error channel, and then the connection is closed.
+//! error channel, and then the connection is closed. Connections to ports are in [`forward`].
 //!
 //! It promises: a slow reader slows the command down and nothing else; a peer that is gone is noticed, and what it began is ended; the status
 //! comes after all output. What must never happen here: memory that grows with what a peer or a command sends.
 
-use std::sync::Arc;
+pub mod forward;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, Weak};
 
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
@@ -34,8 +37,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 
 use crate::limits::{
-    HANDSHAKE_DEADLINE, RUNTIME_DEADLINE, STREAM_ALIVE, STREAM_BLOCK, STREAM_FAREWELL, STREAM_MESSAGE, STREAM_QUEUE,
-    STREAM_SILENCE, STREAMS_MAX,
+    FORWARDS_ENTERING, FORWARDS_MAX, HANDSHAKE_DEADLINE, RUNTIME_DEADLINE, STREAM_ALIVE, STREAM_BLOCK, STREAM_FAREWELL,
+    STREAM_MESSAGE, STREAM_QUEUE, STREAM_SILENCE, STREAMS_MAX,
 };
 
 /// What a message is: its first byte.
@@ -62,6 +65,11 @@ pub const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 pub(crate) struct Streams {
     pub(crate) runtime: Arc<dyn Runtime>,
     slots: Arc<Semaphore>,
+    /// Of connections to ports: of all containers, and of each that has some.
+    forwards: Arc<Semaphore>,
+    forwards_of: Arc<Mutex<BTreeMap<ContainerId, Weak<forward::OfOne>>>>,
+    /// For those who make such a connection; it is made in a moment, so many at once are not refused, but wait.
+    entering: Arc<Semaphore>,
 }
 
 impl Streams {
@@ -69,6 +77,9 @@ impl Streams {
         Streams {
             runtime,
             slots: Arc::new(Semaphore::new(STREAMS_MAX)),
+            forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+            forwards_of: Arc::default(),
+            entering: Arc::new(Semaphore::new(FORWARDS_ENTERING)),
         }
     }
 }
@@ -145,11 +156,8 @@ impl Streams {
         let Some(id) = ContainerId::new(id) else {
             return plain(StatusCode::BAD_REQUEST, "this is not the id of a container");
         };
-        let (Some((answer, protocol)), Some(upgrade)) = (
-            accepted(request.headers()),
-            request.extensions_mut().remove::<OnUpgrade>(),
-        ) else {
-            return plain(StatusCode::BAD_REQUEST, "this is not a WebSocket of these protocols");
+        let Some((answer, protocol, upgrade)) = accepted(&mut request, &PROTOCOLS) else {
+            return plain(StatusCode::BAD_REQUEST, NO_SOCKET);
         };
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             let text = format!("this agent has {STREAMS_MAX} streams, which is the most; end one of them");
@@ -176,8 +184,16 @@ impl Streams {
     }
 }
 
-/// The answer that opens a WebSocket, and the version that is spoken.
-fn accepted(headers: &HeaderMap) -> Option<(Response, &'static str)> {
+const NO_SOCKET: &str = "this is not a WebSocket of these protocols";
+
+/// The answer that opens a WebSocket, the protocol that is spoken, and the connection when it has become one.
+fn accepted(request: &mut Request, protocols: &[&'static str]) -> Option<(Response, &'static str, OnUpgrade)> {
+    let (answer, protocol) = answer(request.headers(), protocols)?;
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>()?;
+    Some((answer, protocol, upgrade))
+}
+
+fn answer(headers: &HeaderMap, protocols: &[&'static str]) -> Option<(Response, &'static str)> {
     let key = headers.get(header::SEC_WEBSOCKET_KEY)?;
     let offered: Vec<&str> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -185,13 +201,13 @@ fn accepted(headers: &HeaderMap) -> Option<(Response, &'static str)> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(',').map(str::trim))
         .collect();
-    let protocol = PROTOCOLS.into_iter().find(|known| offered.contains(known))?;
+    let protocol = protocols.iter().find(|known| offered.contains(known))?;
     let response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_ACCEPT, accept_key(key.as_bytes()))
-        .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
+        .header(header::SEC_WEBSOCKET_PROTOCOL, *protocol)
         .body(Body::empty());
     Some((response.ok()?, protocol))
 }
@@ -424,13 +440,13 @@ mod tests {
             headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered.parse().expect("a value"));
             headers
         };
-        let (answer, protocol) = accepted(&headers("v4.channel.k8s.io, v5.channel.k8s.io")).expect("known");
+        let (accepted, protocol) = answer(&headers("v4.channel.k8s.io, v5.channel.k8s.io"), &PROTOCOLS).expect("known");
         assert_eq!(protocol, "v5.channel.k8s.io");
         // The example of RFC 6455.
         assert_eq!(
-            answer.headers()[header::SEC_WEBSOCKET_ACCEPT],
+            accepted.headers()[header::SEC_WEBSOCKET_ACCEPT],
             "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         );
-        assert!(accepted(&headers("base64.channel.k8s.io")).is_none());
+        assert!(answer(&headers("base64.channel.k8s.io"), &PROTOCOLS).is_none());
     }
 }

@@ -223,6 +223,38 @@ async fn who_sees_one_namespace_sees_no_other_by_any_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reaching_ports_is_a_right_of_its_own_and_more_than_reading() {
+    let server = Server::new().await;
+    server.admin().post(TASKS, &task("t")).await.expect(201);
+    let both = ["create", "get"];
+    allow(
+        &server,
+        "default",
+        "al",
+        &[rule("muster.dev", &["tasks/portforward"], &both)],
+    )
+    .await;
+    let reads = rule("muster.dev", &["tasks/portforward"], &["get"]);
+    allow(
+        &server,
+        "default",
+        "bo",
+        &[rule("", &["pods/portforward"], &both), reads],
+    )
+    .await;
+    let (al, bo) = (server.user_named("al"), server.user_named("bo"));
+    let of_task = format!("{TASKS}/t/portforward?ports=80");
+    let of_pod = "/api/v1/namespaces/default/pods/t/portforward?ports=80";
+    // Who is let in is told next that this is no WebSocket.
+    let told = al.get(&of_task).await.expect(400);
+    assert!(told.message().contains("`mctl port-forward`"), "{}", told.message());
+    bo.get(of_pod).await.expect(400);
+    al.get(of_pod).await.expect(403);
+    bo.get(&of_task).await.expect(403);
+    al.get(&format!("{TASKS}/t/exec?command=x")).await.expect(403);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rule_about_a_name_is_about_that_object_alone() {
     let server = Server::new().await;
     let maps = "/api/v1/namespaces/default/configmaps";

@@ -37,6 +37,7 @@ pub struct Cluster {
     child: Option<Child>,
     output: Arc<Mutex<String>>,
     args: Vec<String>,
+    listen: String,
 }
 
 /// What a command printed, and how it ended.
@@ -97,6 +98,7 @@ impl Cluster {
             child: None,
             output: Arc::default(),
             args,
+            listen: "127.0.0.1:0".to_owned(),
         };
         cluster.launch()?;
         Ok(cluster)
@@ -115,7 +117,7 @@ impl Cluster {
             .arg("dev")
             .arg("--data-dir")
             .arg(self.data_dir())
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", &self.listen])
             .args(&self.args);
         if !self.args.iter().any(|arg| arg == "--runtime") {
             // Whatever else is on this machine.
@@ -145,6 +147,17 @@ impl Cluster {
             let log = fs::read_to_string(self.home.path().join("dev.log")).unwrap_or_default();
             bail!("mctl dev did not become ready; it wrote:\n{}\n{log}", self.printed());
         }
+        Ok(())
+    }
+
+    /// Has the next launch listen where the server listens now, for clients that outlive it.
+    pub fn keep_address(&mut self) -> Result<()> {
+        let config = fs::read_to_string(self.kubeconfig())?;
+        let (_, server) = config
+            .split_once("https://")
+            .context("the kubeconfig names the server")?;
+        let end = server.find(|character: char| character.is_whitespace() || character == '"');
+        self.listen = server[..end.unwrap_or(server.len())].trim_end_matches('/').to_owned();
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::apply_args::{ApplyArgs, DiffArgs};
 use crate::commands::auth::AuthCommand;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::image::ImageCommand;
+use crate::commands::port_forward::PortForwardArgs;
 use crate::commands::schema::SchemaArgs;
 use crate::commands::token::TokenCommand;
 use crate::commands::version::VersionArgs;
@@ -91,6 +92,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Copy files out of a task that runs, or into it.
     Cp(CpArgs),
+    /// Reach ports of a task at ports here, also after it was started again.
+    PortForward(PortForwardArgs),
     /// Wait until something is true of objects.
     Wait(WaitArgs),
     /// Explain why a task is not placed, agent by agent.
@@ -517,6 +520,7 @@ mod tests {
             "mctl logs a -f --tail 5 --since 1m --timestamps",
             "mctl logs task/a -p --tail -1",
             "mctl run a --cpus 1 --memory 1Gi --gpus 1 --rm -e A=b --restart OnFailure -- sh -c x",
+            "mctl port-forward task/a 8080:80 :443 --address localhost,10.0.0.1",
             "mctl wait task/a --for=condition=Ready --timeout 1m",
             "mctl wait task a --for=jsonpath={.status.phase}=Running",
             "mctl why a -o json",

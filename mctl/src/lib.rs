@@ -112,6 +112,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Logs(args) => commands::logs::run(session, args, terminal).await,
         Command::Exec(args) => commands::exec::run(session, args, terminal).await,
         Command::Cp(args) => commands::cp::run(session, args, terminal).await,
+        Command::PortForward(args) => commands::port_forward::run(session, args, terminal).await,
         Command::Run(args) => commands::run::run(session, args, terminal).await,
         Command::Wait(args) => commands::wait::run(session, args, terminal).await,
         Command::Why(args) => commands::why::run(session, args, terminal).await,

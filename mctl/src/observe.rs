@@ -16,6 +16,17 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The object as it is, or that it is not.
 pub type Seen = Option<Value>;
 
+/// What one look has shown.
+#[derive(Debug)]
+pub enum Look {
+    /// A state.
+    Seen(Seen),
+    /// That nothing has changed.
+    Same,
+    /// That the server is away; a further look, after a pause, may do better.
+    Away(CallError),
+}
+
 /// Watches one object.
 pub struct Observer {
     rest: Rest,
@@ -42,33 +53,48 @@ impl Observer {
     /// The next state; the first call says what is now.
     pub async fn next(&mut self) -> Result<Seen, CallError> {
         loop {
-            let step = if self.revision.is_none() {
-                self.list().await.map(Some)
-            } else {
-                self.event().await
-            };
-            match step {
-                Ok(seen) => {
+            match self.look().await? {
+                Look::Seen(seen) => {
                     self.away_since = None;
-                    if let Some(seen) = seen {
-                        return Ok(seen);
-                    }
+                    return Ok(seen);
                 }
-                Err(error) if error.is_expired() => {
-                    self.revision = None;
-                    self.lines = None;
-                }
-                Err(error) if error.is_passing() => {
-                    self.lines = None;
+                Look::Same => self.away_since = None,
+                Look::Away(error) => {
                     let since = *self.away_since.get_or_insert_with(Instant::now);
                     if since.elapsed() > AWAY_MAX {
                         return Err(error);
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Looks once, and waits for as long as nothing happens. For whoever wants to know when the server is away, and gives up by himself.
+    pub async fn look(&mut self) -> Result<Look, CallError> {
+        let step = if self.revision.is_none() {
+            self.list().await.map(Some)
+        } else {
+            self.event().await
+        };
+        match step {
+            Ok(seen) => Ok(seen.map_or(Look::Same, Look::Seen)),
+            Err(error) if error.is_expired() => {
+                self.anew();
+                Ok(Look::Same)
+            }
+            Err(error) if error.is_passing() => {
+                self.lines = None;
+                Ok(Look::Away(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the next look say what is, and not only what has changed.
+    pub fn anew(&mut self) {
+        self.revision = None;
+        self.lines = None;
     }
 
     async fn list(&mut self) -> Result<Seen, CallError> {

@@ -13,6 +13,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_KEY, USER_AG
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::client::Body;
+use muster_agentd::streams::PROTOCOLS;
 use muster_api::env::{Env as _, SystemEnv};
 use serde::Deserialize;
 use serde_json::Value;
@@ -310,7 +311,12 @@ impl Rest {
 
     /// Opens a stream into a task.
     pub async fn stream(&self, path: &str) -> Result<(stream::Sender, stream::Receiver), CallError> {
-        let headers = stream::headers(*SystemEnv.uid().as_bytes());
+        self.socket(path, &PROTOCOLS).await.map(stream::halves)
+    }
+
+    /// Opens a WebSocket in which the first of these protocols is spoken.
+    pub async fn socket(&self, path: &str, protocols: &[&str]) -> Result<stream::Socket, CallError> {
+        let headers = stream::headers(*SystemEnv.uid().as_bytes(), protocols);
         let key = headers.iter().find(|(name, _)| *name == SEC_WEBSOCKET_KEY);
         let key = key.map(|(_, key)| key.clone()).unwrap_or_default();
         let mut request = Request::get(path).header(USER_AGENT, concat!("mctl/", env!("CARGO_PKG_VERSION")));
@@ -324,7 +330,7 @@ impl Rest {
             let response = self.client.send(request).await;
             let response = response.map_err(|error| self.unreachable(&error))?;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                return stream::open(response, &key).await;
+                return stream::open(response, &key, protocols.first().copied().unwrap_or_default()).await;
             }
             Err(self.refusal(response).await)
         };

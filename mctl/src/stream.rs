@@ -7,10 +7,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
-use http::header;
+use http::{HeaderMap, header};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use muster_agentd::streams::{PROTOCOLS, accept_key, channel};
+use muster_agentd::streams::{accept_key, channel};
 use serde_json::Value;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -22,29 +22,27 @@ use crate::rest::CallError;
 /// The longest message that is taken; agents send 32 KiB.
 const MESSAGE_MAX: usize = 1 << 20;
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+/// A WebSocket.
+pub type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// What opens a WebSocket: headers of a request. `random`: 16 bytes that no other has.
-pub fn headers(random: [u8; 16]) -> Vec<(header::HeaderName, String)> {
+pub fn headers(random: [u8; 16], protocols: &[&str]) -> Vec<(header::HeaderName, String)> {
     vec![
         (header::CONNECTION, "Upgrade".to_owned()),
         (header::UPGRADE, "websocket".to_owned()),
         (header::SEC_WEBSOCKET_VERSION, "13".to_owned()),
         (header::SEC_WEBSOCKET_KEY, BASE64_STANDARD.encode(random)),
-        (header::SEC_WEBSOCKET_PROTOCOL, PROTOCOLS.join(", ")),
+        (header::SEC_WEBSOCKET_PROTOCOL, protocols.join(", ")),
     ]
 }
 
-/// A stream that was opened: the two halves of it.
-pub async fn open(response: http::Response<kube::client::Body>, key: &str) -> Result<(Sender, Receiver), CallError> {
-    let is = |name: header::HeaderName, value: &str| {
-        response
-            .headers()
-            .get(name)
-            .is_some_and(|found| found.as_bytes() == value.as_bytes())
-    };
-    let versions = is(header::SEC_WEBSOCKET_PROTOCOL, PROTOCOLS[0]);
-    if !is(header::SEC_WEBSOCKET_ACCEPT, &accept_key(key.as_bytes())) || !versions {
+/// A WebSocket that was opened, in which this protocol is spoken.
+pub async fn open(
+    response: http::Response<kube::client::Body>,
+    key: &str,
+    protocol: &str,
+) -> Result<Socket, CallError> {
+    if !speaks(response.headers(), key, protocol) {
         return Err(CallError::Garbled(
             "it does not speak the protocol of streams".to_owned(),
         ));
@@ -54,9 +52,31 @@ pub async fn open(response: http::Response<kube::client::Body>, key: &str) -> Re
     let config = WebSocketConfig::default()
         .max_message_size(Some(MESSAGE_MAX))
         .max_frame_size(Some(MESSAGE_MAX));
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await;
+    Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await)
+}
+
+/// Whether an answer opens a WebSocket in which this protocol is spoken.
+fn speaks(headers: &HeaderMap, key: &str, protocol: &str) -> bool {
+    let is = |name: header::HeaderName, value: &str| {
+        headers
+            .get(name)
+            .is_some_and(|found| found.as_bytes() == value.as_bytes())
+    };
+    is(header::SEC_WEBSOCKET_PROTOCOL, protocol) && is(header::SEC_WEBSOCKET_ACCEPT, &accept_key(key.as_bytes()))
+}
+
+/// The two halves of a stream into a task.
+pub fn halves(socket: Socket) -> (Sender, Receiver) {
     let (sink, stream) = socket.split();
-    Ok((Sender(sink), Receiver(stream)))
+    (Sender(sink), Receiver(stream))
+}
+
+/// What is sent on a channel.
+pub fn message(channel: u8, bytes: &[u8]) -> Message {
+    let mut whole = Vec::with_capacity(bytes.len() + 1);
+    whole.push(channel);
+    whole.extend_from_slice(bytes);
+    Message::Binary(whole.into())
 }
 
 /// To the task. A connection that is gone is the receiver's to tell.
@@ -65,10 +85,7 @@ pub struct Sender(SplitSink<Socket, Message>);
 impl Sender {
     /// Sends on a channel; `false`: nobody takes it.
     pub async fn send(&mut self, channel: u8, bytes: &[u8]) -> bool {
-        let mut whole = Vec::with_capacity(bytes.len() + 1);
-        whole.push(channel);
-        whole.extend_from_slice(bytes);
-        self.0.send(Message::Binary(whole.into())).await.is_ok()
+        self.0.send(message(channel, bytes)).await.is_ok()
     }
 
     /// Says that standard input has ended.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use super::{LogError, LogLine, LogQuery, LogSource, Node};
-use crate::streams::{self, Opened, StreamError};
+use crate::streams::{self, Action, Opened, StreamError};
 use crate::tls::Shown;
 
 /// For the connection, the handshake and the beginning of the answer together.
@@ -35,15 +35,20 @@ const REFUSAL_BYTES: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct HttpsLogSource {
     config: Shown,
-    /// Of streams.
-    slots: Arc<Semaphore>,
+    /// Of streams of commands and files.
+    streams: Arc<Semaphore>,
+    /// Of connections to ports: a program that makes many takes no command's place.
+    forwards: Arc<Semaphore>,
 }
 
 impl HttpsLogSource {
     /// With the configuration of [`tls::client_config`](crate::tls::client_config): the CA, and the certificate that agents accept.
     pub fn new(config: Shown) -> HttpsLogSource {
-        let slots = Arc::new(Semaphore::new(streams::STREAMS));
-        HttpsLogSource { config, slots }
+        HttpsLogSource {
+            config,
+            streams: Arc::new(Semaphore::new(streams::STREAMS)),
+            forwards: Arc::new(Semaphore::new(streams::STREAMS)),
+        }
     }
 
     async fn connect(&self, node: Node<'_>) -> Result<http2::SendRequest<Empty<Bytes>>, LogError> {
@@ -135,8 +140,18 @@ impl LogSource for HttpsLogSource {
         })
     }
 
-    async fn stream(&self, node: Node<'_>, path: &str, client: &HeaderMap) -> Result<Opened, StreamError> {
-        let slot = Arc::clone(&self.slots)
+    async fn stream(
+        &self,
+        node: Node<'_>,
+        action: Action,
+        path: &str,
+        client: &HeaderMap,
+    ) -> Result<Opened, StreamError> {
+        let slots = match action {
+            Action::Exec | Action::Copy => &self.streams,
+            Action::Forward => &self.forwards,
+        };
+        let slot = Arc::clone(slots)
             .try_acquire_owned()
             .map_err(|_| StreamError::TooMany)?;
         streams::open(&self.config.get(), slot, node, path, client).await

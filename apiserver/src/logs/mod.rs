@@ -25,7 +25,7 @@ use crate::keys;
 use crate::params::Query;
 use crate::schema;
 use crate::state::State;
-use crate::streams::{Opened, StreamError};
+use crate::streams::{Action, Opened, StreamError};
 
 pub use https::HttpsLogSource;
 
@@ -90,7 +90,13 @@ pub trait LogSource: Send + Sync + 'static {
     ) -> std::result::Result<BoxStream<'static, std::result::Result<LogLine, LogError>>, LogError>;
 
     /// A stream into a container of an agent, at a path of its node server; `client` says what the client said about its WebSocket.
-    async fn stream(&self, _: Node<'_>, _path: &str, _client: &HeaderMap) -> std::result::Result<Opened, StreamError> {
+    async fn stream(
+        &self,
+        _: Node<'_>,
+        _: Action,
+        _path: &str,
+        _client: &HeaderMap,
+    ) -> std::result::Result<Opened, StreamError> {
         Err(StreamError::Unreachable(
             "this server has no way to its agents".to_owned(),
         ))

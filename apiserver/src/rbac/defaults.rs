@@ -206,7 +206,7 @@ fn teams() -> Vec<Default> {
         Rule::of(&READ, &[""], &["secrets"]),
         Rule::of(&WRITE, &[""], &["configmaps", "pods", "secrets", "serviceaccounts"]),
         Rule::of(&CREATE, &[""], &["pods/eviction"]),
-        Rule::of(&["create", "get"], &[""], &["pods/exec"]),
+        Rule::of(&["create", "get"], &[""], &["pods/exec", "pods/portforward"]),
         Rule::of(&CREATE, &[""], &["serviceaccounts/token"]),
         Rule::of(&["impersonate"], &[""], &["serviceaccounts"]),
         Rule::of(&WRITE, &EVENTS, &["events"]),

@@ -1,4 +1,4 @@
-//! Commands and files of tasks that run: a WebSocket, from whoever asks to the agent of the task.
+//! Commands, files and ports of tasks that run: a WebSocket, from whoever asks to the agent of the task.
 //!
 //! The server knows who asks, whether he may, and where the task runs; the protocol is the agent's, spoken through the server and not by it. So
 //! what is answered before the upgrade is a `Status`, and from then on bytes go both ways as fast as the slower side takes them. It
@@ -31,8 +31,10 @@ use crate::views;
 pub use tunnel::{Opened, StreamError};
 pub(crate) use tunnel::{STREAMS, open};
 
-/// What clients have to speak; the best first. The same as agents do.
+/// What clients have to speak to commands; the best first. The same as agents do.
 pub const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/// What clients have to speak to ports; the best first. The same as agents do.
+pub const FORWARD_PROTOCOLS: [&str; 2] = ["v1.portforward.muster.dev", "v4.channel.k8s.io"];
 
 /// How long a client has to begin to speak after its connection was upgraded.
 const UPGRADE: Duration = Duration::from_secs(10);
@@ -44,6 +46,8 @@ pub enum Action {
     Exec,
     /// Files, out of it or into it.
     Copy,
+    /// Connections to its ports.
+    Forward,
 }
 
 impl Action {
@@ -52,6 +56,7 @@ impl Action {
         match subresource {
             "exec" => Some(Action::Exec),
             "copy" => Some(Action::Copy),
+            "portforward" => Some(Action::Forward),
             _ => None,
         }
     }
@@ -60,6 +65,18 @@ impl Action {
     pub fn rights(self) -> &'static str {
         match self {
             Action::Exec | Action::Copy => "exec",
+            Action::Forward => "portforward",
+        }
+    }
+
+    /// What clients have to speak, the best first, and who speaks it.
+    fn spoken(self) -> (&'static [&'static str], &'static str) {
+        match self {
+            Action::Exec | Action::Copy => (&PROTOCOLS, "mctl, kubectl from 1.30 on, kube-rs and the Python client"),
+            Action::Forward => (
+                &FORWARD_PROTOCOLS,
+                "`mctl port-forward`, kube-rs and the Python client, while kubectl forwards ports in SPDY alone",
+            ),
         }
     }
 
@@ -87,6 +104,12 @@ impl Action {
                     return Err(ApiError::bad_request("exactly one of `from` and `to` must name a path"));
                 }
             }
+            Action::Forward => {
+                parameters.extend(query.all("ports").map(|ports| ("ports", ports.to_owned())));
+                if parameters.is_empty() {
+                    return Err(ApiError::bad_request("you must specify at least one port in `ports`"));
+                }
+            }
         }
         Ok(parameters)
     }
@@ -95,13 +118,14 @@ impl Action {
         match self {
             Action::Exec => "exec",
             Action::Copy => "copy",
+            Action::Forward => "portforward",
         }
     }
 }
 
 /// Whether objects of a kind have it: tasks have all, their views what Kubernetes knows.
 pub(crate) fn is_of(kind: &Kind, action: Action) -> bool {
-    kind.resource.qualified() == "tasks.muster.dev" || (kind.view == View::Pods && action == Action::Exec)
+    kind.resource.qualified() == "tasks.muster.dev" || (kind.view == View::Pods && action != Action::Copy)
 }
 
 /// Answers for a task. Who may ask is already settled.
@@ -112,7 +136,7 @@ pub async fn answer(
     (namespace, name): (&str, &str),
     action: Action,
 ) -> Result<Response> {
-    check_protocol(&parts.method, &parts.headers)?;
+    check_protocol(action, &parts.method, &parts.headers)?;
     let parameters = action.parameters(query)?;
     let task = logs::task(state, namespace, name)?.ok_or_else(|| {
         let tasks = state.resources.muster("tasks");
@@ -130,7 +154,7 @@ pub async fn answer(
         address: &address,
     };
     let path = path(action, &container, &parameters);
-    let opened = state.logs.stream(node, &path, &parts.headers).await;
+    let opened = state.logs.stream(node, action, &path, &parts.headers).await;
     let opened = opened.map_err(|error| refused(&agent, &address, name, error))?;
     let Some(client) = parts.extensions.remove::<OnUpgrade>() else {
         return Err(ApiError::bad_request("this connection cannot become a WebSocket"));
@@ -166,9 +190,12 @@ pub async fn answer(
 }
 
 /// Refuses what does not speak the protocol, with what would.
-fn check_protocol(method: &Method, headers: &HeaderMap) -> Result<()> {
-    let spoken = "streams are spoken over WebSockets (GET with `Upgrade: websocket` over HTTP/1.1, and \
-                  `Sec-WebSocket-Protocol: v5.channel.k8s.io` or v4): by mctl, kubectl from 1.30 on, kube-rs and the Python client";
+fn check_protocol(action: Action, method: &Method, headers: &HeaderMap) -> Result<()> {
+    let (protocols, clients) = action.spoken();
+    let spoken = format!(
+        "streams are spoken over WebSockets (GET with `Upgrade: websocket` over HTTP/1.1, and `Sec-WebSocket-Protocol: {}`): by {clients}",
+        protocols.join(", ")
+    );
     let is = |name: header::HeaderName, word: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         let mut words = values.flat_map(|value| value.split(',').map(str::trim));
@@ -183,7 +210,7 @@ fn check_protocol(method: &Method, headers: &HeaderMap) -> Result<()> {
     let versions = headers
         .get(header::SEC_WEBSOCKET_VERSION)
         .map(|version| version.as_bytes());
-    let known = PROTOCOLS.iter().any(|known| is(header::SEC_WEBSOCKET_PROTOCOL, known));
+    let known = protocols.iter().any(|known| is(header::SEC_WEBSOCKET_PROTOCOL, known));
     if versions != Some(b"13") || !known {
         return Err(ApiError::bad_request(format!(
             "none of the protocols offered is known; {spoken}"
@@ -289,12 +316,12 @@ mod tests {
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
             ("sec-websocket-protocol", "v5.channel.k8s.io, v4.channel.k8s.io"),
         ];
-        assert_eq!(check_protocol(&Method::GET, &headers(&socket)), Ok(()));
+        assert_eq!(check_protocol(Action::Exec, &Method::GET, &headers(&socket)), Ok(()));
         let mut older = socket;
         older[4].1 = "v4.channel.k8s.io";
-        assert_eq!(check_protocol(&Method::GET, &headers(&older)), Ok(()));
+        assert_eq!(check_protocol(Action::Exec, &Method::GET, &headers(&older)), Ok(()));
         let refusal = |method: Method, pairs: &[(&'static str, &str)]| {
-            let error = check_protocol(&method, &headers(pairs)).expect_err("refused");
+            let error = check_protocol(Action::Exec, &method, &headers(pairs)).expect_err("refused");
             assert_eq!(error.code, StatusCode::BAD_REQUEST);
             assert!(error.message.contains("kubectl from 1.30 on"), "{}", error.message);
             error.message
@@ -305,6 +332,14 @@ mod tests {
         let mut unknown = socket;
         unknown[4].1 = "base64.channel.k8s.io";
         assert!(refusal(Method::GET, &unknown).starts_with("none of the protocols"));
+        // As Kubernetes' clients say it, and as kubectl does, which says the other way next.
+        assert_eq!(check_protocol(Action::Forward, &Method::GET, &headers(&older)), Ok(()));
+        let mut tunnel = socket;
+        tunnel[4].1 = "SPDY/3.1+portforward.k8s.io";
+        for (method, pairs) in [(Method::GET, &tunnel[..]), (Method::POST, &[("upgrade", "SPDY/3.1")])] {
+            let error = check_protocol(Action::Forward, &method, &headers(pairs)).expect_err("refused");
+            assert!(error.message.contains("`mctl port-forward`"), "{}", error.message);
+        }
     }
 
     #[test]
@@ -354,5 +389,13 @@ mod tests {
         assert!(Action::Copy.parameters(&Query::parse(Some("from=/a&to=/b"))).is_err());
         let copy = Action::Copy.parameters(&Query::parse(Some("from=/a"))).unwrap();
         assert_eq!(path(Action::Copy, "u-1", &copy), "/v1/copy/u-1?from=/a");
+        let forward = Action::Forward
+            .parameters(&Query::parse(Some("ports=80,443&name=x")))
+            .unwrap();
+        assert_eq!(
+            path(Action::Forward, "u-1", &forward),
+            "/v1/portforward/u-1?ports=80%2C443"
+        );
+        assert!(Action::Forward.parameters(&Query::parse(Some("port=80"))).is_err());
     }
 }

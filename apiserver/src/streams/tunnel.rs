@@ -19,7 +19,8 @@ use tokio_rustls::TlsConnector;
 
 use crate::logs::Node;
 
-/// Streams at a time: a handful for each person, and what programs hold; each costs two connections and twice [`BLOCK`].
+/// Streams at a time, of commands and files as of ports: a handful for each person, and what programs hold; each costs two connections and
+/// twice [`BLOCK`].
 pub(crate) const STREAMS: usize = 1_000;
 /// For the connection and the handshake.
 const CONNECT: Duration = Duration::from_secs(5);

@@ -96,7 +96,7 @@ pub fn phase(task: &Value) -> Phase {
 }
 
 /// The number of the last attempt; 0 before the first.
-fn attempt(task: &Value) -> u64 {
+pub fn attempt(task: &Value) -> u64 {
     task["status"]["attempts"]
         .as_array()
         .and_then(|attempts| attempts.last()?["number"].as_u64())

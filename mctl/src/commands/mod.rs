@@ -22,6 +22,7 @@ pub mod gpus;
 pub mod image;
 pub mod live;
 pub mod logs;
+pub mod port_forward;
 pub mod run;
 pub mod schema;
 pub mod store;

@@ -1,4 +1,5 @@
-//! Sessions in fake containers: what a command does is what it does as the command of a container; and `cat` copies its input.
+//! Sessions in fake containers: what a command does is what it does as the command of a container; and `cat` copies its input. Ports from 1024 on
+//! send back what they are sent, those below take no connection.
 //!
 //! There is no task: what happens happens while somebody waits for the end.
 
@@ -51,10 +52,10 @@ impl Drop for Slot {
 
 pub(super) fn begin(fake: &FakeRuntime, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
     exec.check()?;
-    let Errand::Command(argv) = &exec.errand else {
-        return Err(Error::Invalid(
-            "a fake container has neither files nor ports".to_owned(),
-        ));
+    let argv = match &exec.errand {
+        Errand::Command(argv) => Some(argv),
+        Errand::Connect(_) => None,
+        Errand::Pack(_) | Errand::Unpack(_) => return Err(Error::Invalid("a fake container has no files".to_owned())),
     };
     let spec = fake.change_silently(|machine| machine.inside(id).map(|(spec, runs)| (spec.clone(), runs)));
     let mut spec = match spec {
@@ -63,6 +64,9 @@ pub(super) fn begin(fake: &FakeRuntime, id: &ContainerId, exec: &Exec) -> Result
         Some((spec, true)) => spec,
     };
     let slot = Slot::take(fake, id)?;
+    let Some(argv) = argv else {
+        return connect(&exec.errand, slot);
+    };
     spec.argv.clone_from(argv);
     let (stdin, input) = duplex(PIPE);
     let (stdout, out) = duplex(PIPE);
@@ -91,6 +95,27 @@ pub(super) fn begin(fake: &FakeRuntime, id: &ContainerId, exec: &Exec) -> Result
         stderr: exec.stderr.then(|| Box::new(stderr) as _),
         terminal: None,
         ended: ended.boxed(),
+    })
+}
+
+fn connect(errand: &Errand, slot: Slot) -> Result<Session, Error> {
+    if let Errand::Connect(port @ ..1024) = errand {
+        return Err(Error::System {
+            context: "entering the container".to_owned(),
+            message: format!("port {port} in the container: Connection refused"),
+        });
+    }
+    let (there, back) = duplex(PIPE);
+    Ok(Session {
+        stdin: Some(Box::new(there)),
+        stdout: Some(Box::new(back)),
+        stderr: None,
+        terminal: None,
+        ended: async move {
+            drop(slot);
+            Ended::with(0)
+        }
+        .boxed(),
     })
 }
 

@@ -181,3 +181,116 @@ async fn whoever_goes_away_makes_room_for_others() {
         .await
         .expect("there is room again");
 }
+
+const HALVES: &str = crate::streams::forward::HALVES;
+
+#[tokio::test]
+async fn each_direction_of_a_connection_ends_by_itself() {
+    let server = running(Behaviour::forever()).await;
+    let (head, stream) = server
+        .upgrade("/v1/portforward/c?ports=8080", &format!("v4.channel.k8s.io, {HALVES}"))
+        .await;
+    assert!(
+        head.to_lowercase()
+            .contains(&format!("sec-websocket-protocol: {HALVES}")),
+        "{head}"
+    );
+    let socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    let (mut sink, mut stream) = socket.split();
+    // More than all buffers on the way hold; the port sends it back.
+    let block = vec![b'x'; 64 * 1024];
+    let send = async {
+        for _ in 0..64 {
+            sink.send(message(0, &block)).await.expect("taken");
+        }
+        sink.send(message(channel::CLOSE, &[0])).await.expect("taken");
+    };
+    let mut seen = Vec::new();
+    let receive = async {
+        while let Some(Ok(message)) = stream.next().await {
+            match message {
+                Message::Binary(bytes) => seen.push(bytes),
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+    };
+    futures::join!(send, receive);
+    let port = 8080_u16.to_le_bytes();
+    assert_eq!(seen[..2], [[&[0], &port[..]].concat(), [&[1], &port[..]].concat()]);
+    assert_eq!(seen.pop().expect("an end"), [channel::CLOSE, 0].as_slice());
+    let bytes: usize = seen[2..].iter().map(|bytes| bytes.len() - 1).sum();
+    assert_eq!(bytes, 64 * block.len(), "all that was sent came back before the end");
+}
+
+#[tokio::test]
+async fn ports_of_one_socket_are_apart_and_one_that_is_closed_says_so() {
+    let server = running(Behaviour::forever()).await;
+    let (head, stream) = server
+        .upgrade("/v1/portforward/c?ports=8080,80", "v4.channel.k8s.io")
+        .await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let mut socket: Socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    socket.send(message(0, b"question")).await.expect("taken");
+    let mut text: [Vec<u8>; 4] = Default::default();
+    while text[0].len() < 2 + b"question".len() || text[3].len() <= 2 {
+        if let Message::Binary(bytes) = socket.next().await.expect("more").expect("whole") {
+            text[usize::from(bytes[0])].extend_from_slice(&bytes[1..]);
+        }
+    }
+    assert_eq!(
+        (&text[0][2..], &text[1][..]),
+        (&b"question"[..], &8080_u16.to_le_bytes()[..])
+    );
+    assert_eq!(text[2], 80_u16.to_le_bytes());
+    assert_eq!(text[3][2..], *b"port 80 in the container: Connection refused");
+    // What closes the socket ends the connection, and what waits in it is not taken for more.
+    socket.close(None).await.expect("closed");
+}
+
+#[tokio::test]
+async fn connections_to_ports_of_a_container_are_counted_and_come_back() {
+    let server = running(Behaviour::forever()).await;
+    let path = "/v1/portforward/c?ports=8080";
+    let mut streams = Vec::new();
+    for _ in 0..crate::limits::FORWARDS_OF_ONE {
+        let (head, stream) = server.upgrade(path, HALVES).await;
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        streams.push(stream);
+    }
+    let refused = server.upgrade(path, HALVES).await.0;
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    drop(streams);
+    let again = async {
+        while !server.upgrade(path, HALVES).await.0.starts_with("HTTP/1.1 101") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let patience = Duration::from_secs(30);
+    tokio::time::timeout(patience, again)
+        .await
+        .expect("there is room again");
+    for (path, code) in [
+        ("/v1/portforward/other?ports=8080", "404"),
+        ("/v1/portforward/c?ports=0", "400"),
+        ("/v1/portforward/c", "400"),
+    ] {
+        let head = server.upgrade(path, HALVES).await.0;
+        assert!(head.starts_with(&format!("HTTP/1.1 {code}")), "{path}: {head}");
+    }
+}
+
+#[tokio::test]
+async fn connections_to_ports_end_with_their_container() {
+    let server = running(Behaviour::forever()).await;
+    let (head, stream) = server.upgrade("/v1/portforward/c?ports=8080", HALVES).await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let mut socket: Socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+    socket.send(message(0, b"x")).await.expect("taken");
+    // What is at the other end goes on; the container does not.
+    server.fake.exit(&ContainerId::new("c").expect("an id"), 0);
+    let ended = async { while let Some(Ok(_)) = socket.next().await {} };
+    tokio::time::timeout(Duration::from_secs(30), ended)
+        .await
+        .expect("it has ended");
+}
