@@ -33,7 +33,7 @@ use crate::limits::{
 };
 use crate::orphans::Orphans;
 use crate::plan::{self, Action, AgentPlan, Memory, PlanInput, Report, TaskKey};
-use crate::pulls::{Pulled, Pulling};
+use crate::pulls::{PullKey, Pulled, Pulling};
 use crate::register::Health;
 use crate::report::{self, Deferred};
 use crate::session::Session;
@@ -282,9 +282,9 @@ impl Agent {
         }
     }
 
-    fn pulled(&mut self, (image, pulled): (String, Pulled)) {
-        if self.pulls.ended(&image, pulled, self.parts.env.now()) {
-            self.memory.image_is_here(&image);
+    fn pulled(&mut self, (key, pulled): (PullKey, Pulled)) {
+        if let Some(ids) = self.pulls.ended(&key, pulled, self.parts.env.now()) {
+            self.memory.image_is_here(&key.image, ids);
         }
     }
 

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use muster_runtime::registry::{Progress, PullError, Puller, Seen};
+use muster_runtime::ContainerId;
+use muster_runtime::registry::{Keys, Order, Progress, PullError, Puller, Seen};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
@@ -19,6 +20,46 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::{PULL_DEADLINE, PULL_JOBS, PULL_RETRY_FIRST, PULL_RETRY_MAX, PULL_TOLD_EVERY};
 use crate::plan::after;
+use crate::volumes::Content;
+
+/// What tells one pull from another: tasks that agree in it wait for the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PullKey {
+    /// The image.
+    pub image: String,
+    /// Whose credentials it is fetched with: a namespace and the names of Secrets in it, or nothing.
+    pub whose: String,
+}
+
+impl PullKey {
+    /// What is fetched, without credentials.
+    fn order(&self) -> Order {
+        Order {
+            whose: self.whose.clone(),
+            ..Order::of(&self.image)
+        }
+    }
+}
+
+/// What is wanted of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// The containers that wait for it.
+    pub ids: BTreeSet<ContainerId>,
+    /// The credentials, if it may begin now.
+    pub keys: Option<Vec<Content>>,
+    /// Whether the registry is asked even if the image is here.
+    pub anew: bool,
+}
+
+impl Want {
+    /// What both want.
+    pub fn and(&mut self, other: Want) {
+        self.ids.extend(other.ids);
+        self.keys = self.keys.take().or(other.keys);
+        self.anew |= other.anew;
+    }
+}
 
 /// What is known of an image that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,13 +91,15 @@ struct Job {
     told_at: Timestamp,
     /// How it went before.
     before: Option<FailedPull>,
+    /// The containers that waited for it when it was begun.
+    ids: BTreeSet<ContainerId>,
 }
 
 /// All images that are wanted.
 #[derive(Debug)]
 pub struct Pulls {
-    known: BTreeMap<String, Pull>,
-    jobs: BTreeMap<String, Job>,
+    known: BTreeMap<PullKey, Pull>,
+    jobs: BTreeMap<PullKey, Job>,
     slots: Arc<Semaphore>,
 }
 
@@ -75,7 +118,7 @@ pub type Pulled = Option<Result<(), PullError>>;
 
 impl Pulls {
     /// What is known of the images that are wanted.
-    pub fn known(&self) -> &BTreeMap<String, Pull> {
+    pub fn known(&self) -> &BTreeMap<PullKey, Pull> {
         &self.known
     }
 
@@ -89,73 +132,83 @@ impl Pulls {
         }
     }
 
-    /// Takes in which images are wanted. What has to be done is returned, each with its image; the result is to be given to
+    /// Takes in which images are wanted. What has to be done is returned, each with its key; the result is to be given to
     /// [`ended`](Pulls::ended).
     pub fn want(
         &mut self,
-        wanted: &BTreeSet<String>,
+        wanted: &BTreeMap<PullKey, Want>,
         puller: &Arc<dyn Puller>,
         now: Timestamp,
-    ) -> Vec<(String, impl Future<Output = Pulled> + Send + 'static + use<>)> {
-        for (image, job) in &self.jobs {
-            if !wanted.contains(image) {
+    ) -> Vec<(PullKey, impl Future<Output = Pulled> + Send + 'static + use<>)> {
+        for (key, job) in &self.jobs {
+            if !wanted.contains_key(key) {
                 job.stop.cancel();
             }
         }
-        self.known.retain(|image, _| wanted.contains(image));
-        let due = |image: &&String| match self.known.get(*image) {
+        // What failed and nobody waits for any more leaves nothing either. At once: the next to want it begins anew.
+        for key in self.known.keys().filter(|key| !wanted.contains_key(*key)) {
+            if !self.jobs.contains_key(key) {
+                puller.forget(&key.order());
+            }
+        }
+        self.known.retain(|key, _| wanted.contains_key(key));
+        let due = |key: &PullKey| match self.known.get(key) {
             None => true,
             Some(Pull::Comes(_)) => false,
             Some(Pull::Failed(failed)) => !failed.error.is_final() && failed.retry_at <= now,
         };
         // One that is being given up is begun anew when that is done.
-        let begin: Vec<String> = wanted
+        let begin: Vec<(PullKey, BTreeSet<ContainerId>, Order)> = wanted
             .iter()
-            .filter(due)
-            .filter(|image| !self.jobs.contains_key(*image))
-            .cloned()
+            .filter(|(key, _)| due(key) && !self.jobs.contains_key(*key))
+            .filter_map(|(key, want)| {
+                let keys = want.keys.as_ref()?;
+                let order = Order {
+                    keys: keys.iter().map(|keys| Keys::from(keys.bytes())).collect(),
+                    anew: want.anew,
+                    ..key.order()
+                };
+                Some((key.clone(), want.ids.clone(), order))
+            })
             .collect();
         begin
             .into_iter()
-            .map(|image| {
-                let before = match self.known.insert(image.clone(), Pull::Comes(Seen::default())) {
+            .map(|(key, ids, order)| {
+                let before = match self.known.insert(key.clone(), Pull::Comes(Seen::default())) {
                     Some(Pull::Failed(failed)) => Some(failed),
                     _ => None,
                 };
                 let (progress, stop) = (Arc::new(Progress::default()), CancellationToken::new());
-                let work = work(
-                    Arc::clone(puller),
-                    image.clone(),
-                    Arc::clone(&progress),
-                    stop.clone(),
-                    Arc::clone(&self.slots),
-                );
-                let told_at = now;
-                self.jobs.insert(
-                    image.clone(),
-                    Job {
-                        progress,
-                        stop,
-                        told_at,
-                        before,
-                    },
-                );
-                (image, work)
+                let shared = (Arc::clone(&progress), stop.clone());
+                let work = work(Arc::clone(puller), order, shared, Arc::clone(&self.slots));
+                let job = Job {
+                    progress,
+                    stop,
+                    told_at: now,
+                    before,
+                    ids,
+                };
+                self.jobs.insert(key.clone(), job);
+                (key, work)
             })
             .collect()
     }
 
-    /// Takes in what became of a pull. Whether the image is here now.
-    pub fn ended(&mut self, image: &str, pulled: Pulled, now: Timestamp) -> bool {
-        let before = self.jobs.remove(image).and_then(|job| job.before);
+    /// Takes in what became of a pull. When the image is here now: the containers that waited for it when the pull was begun.
+    pub fn ended(&mut self, key: &PullKey, pulled: Pulled, now: Timestamp) -> Option<BTreeSet<ContainerId>> {
+        let (before, ids) = self
+            .jobs
+            .remove(key)
+            .map(|job| (job.before, job.ids))
+            .unwrap_or_default();
         let error = match pulled {
             None => {
-                self.known.remove(image);
-                return false;
+                self.known.remove(key);
+                return None;
             }
             Some(Ok(())) => {
-                self.known.remove(image);
-                return true;
+                self.known.remove(key);
+                return Some(ids);
             }
             Some(Err(error)) => error,
         };
@@ -174,10 +227,10 @@ impl Pulls {
             retry_at: after(now, wait),
         };
         // Nobody may want it any more.
-        if let Some(known) = self.known.get_mut(image) {
+        if let Some(known) = self.known.get_mut(key) {
             *known = Pull::Failed(failed);
         }
-        false
+        None
     }
 }
 
@@ -185,7 +238,7 @@ impl Pulls {
 pub(crate) struct Pulling {
     puller: Option<Arc<dyn Puller>>,
     pulls: Pulls,
-    jobs: JoinSet<(String, Pulled)>,
+    jobs: JoinSet<(PullKey, Pulled)>,
 }
 
 impl Pulling {
@@ -198,21 +251,21 @@ impl Pulling {
     }
 
     /// As [`Pulls::look`] and [`Pulls::known`]; `None`: there is nobody who fetches images.
-    pub(crate) fn look(&mut self, now: Timestamp) -> Option<&BTreeMap<String, Pull>> {
+    pub(crate) fn look(&mut self, now: Timestamp) -> Option<&BTreeMap<PullKey, Pull>> {
         self.pulls.look(now);
         self.puller.as_ref().map(|_| self.pulls.known())
     }
 
     /// Takes in which images are wanted, and does what is to be done.
-    pub(crate) fn want(&mut self, wanted: &BTreeSet<String>, now: Timestamp) {
+    pub(crate) fn want(&mut self, wanted: &BTreeMap<PullKey, Want>, now: Timestamp) {
         let Some(puller) = &self.puller else { return };
-        for (image, work) in self.pulls.want(wanted, puller, now) {
-            self.jobs.spawn(async move { (image, work.await) });
+        for (key, work) in self.pulls.want(wanted, puller, now) {
+            self.jobs.spawn(async move { (key, work.await) });
         }
     }
 
     /// Waits for the end of a pull; for ever when there is none. May be dropped while it waits.
-    pub(crate) async fn next(&mut self) -> Result<(String, Pulled), JoinError> {
+    pub(crate) async fn next(&mut self) -> Result<(PullKey, Pulled), JoinError> {
         match self.jobs.join_next().await {
             Some(ended) => ended,
             None => std::future::pending().await,
@@ -220,18 +273,18 @@ impl Pulling {
     }
 
     /// As [`Pulls::ended`].
-    pub(crate) fn ended(&mut self, image: &str, pulled: Pulled, now: Timestamp) -> bool {
-        self.pulls.ended(image, pulled, now)
+    pub(crate) fn ended(&mut self, key: &PullKey, pulled: Pulled, now: Timestamp) -> Option<BTreeSet<ContainerId>> {
+        self.pulls.ended(key, pulled, now)
     }
 }
 
 async fn work(
     puller: Arc<dyn Puller>,
-    image: String,
-    progress: Arc<Progress>,
-    stop: CancellationToken,
+    order: Order,
+    (progress, stop): (Arc<Progress>, CancellationToken),
     slots: Arc<Semaphore>,
 ) -> Pulled {
+    let image = order.image.as_str();
     let pulling = async {
         let _slot = slots.acquire().await.expect("the semaphore is never closed");
         tracing::info!(image, "pulled");
@@ -239,7 +292,7 @@ async fn work(
             message: format!("not here after {} minutes", PULL_DEADLINE.as_secs() / 60),
             after: None,
         };
-        timeout(PULL_DEADLINE, puller.pull(&image, &progress))
+        timeout(PULL_DEADLINE, puller.pull(&order, &progress))
             .await
             .unwrap_or(Err(late))
     };
@@ -251,7 +304,7 @@ async fn work(
     match &pulled {
         None => {
             tracing::info!(image, "nobody wants it any more");
-            puller.forget(&image);
+            puller.forget(&order);
         }
         Some(Ok(())) => tracing::info!(image, "is here"),
         Some(Err(error)) => tracing::warn!(image, %error, "did not come"),
@@ -289,7 +342,7 @@ mod tests {
 
     #[async_trait]
     impl Puller for Told {
-        async fn pull(&self, _: &str, _: &Progress) -> Result<(), PullError> {
+        async fn pull(&self, _: &Order, _: &Progress) -> Result<(), PullError> {
             let next = self.says.lock().expect("not poisoned").pop();
             match next {
                 Some(says) => says,
@@ -297,8 +350,8 @@ mod tests {
             }
         }
 
-        fn forget(&self, image: &str) {
-            self.forgotten.lock().expect("not poisoned").push(image.to_owned());
+        fn forget(&self, order: &Order) {
+            self.forgotten.lock().expect("not poisoned").push(order.image.clone());
         }
     }
 
@@ -311,8 +364,27 @@ mod tests {
         (Arc::clone(&told), told)
     }
 
-    fn set(images: &[&str]) -> BTreeSet<String> {
-        images.iter().map(|image| (*image).to_owned()).collect()
+    fn key(image: &str) -> PullKey {
+        PullKey {
+            image: image.to_owned(),
+            whose: String::new(),
+        }
+    }
+
+    fn id(name: &str) -> ContainerId {
+        ContainerId::new(name).expect("a plain name")
+    }
+
+    fn want(ids: &[&str]) -> Want {
+        Want {
+            ids: ids.iter().map(|name| id(name)).collect(),
+            keys: Some(Vec::new()),
+            anew: false,
+        }
+    }
+
+    fn set(images: &[&str]) -> BTreeMap<PullKey, Want> {
+        images.iter().map(|image| (key(image), want(&["u-1"]))).collect()
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -325,7 +397,7 @@ mod tests {
     }
 
     fn failed(pulls: &Pulls) -> &FailedPull {
-        match pulls.known().get("r.io/a:1") {
+        match pulls.known().get(&key("r.io/a:1")) {
             Some(Pull::Failed(failed)) => failed,
             other => panic!("{other:?}"),
         }
@@ -337,10 +409,10 @@ mod tests {
         let mut pulls = Pulls::default();
         let wanted = set(&["r.io/a:1"]);
         let mut begun = pulls.want(&wanted, &puller, at(0));
-        assert_eq!(pulls.known()["r.io/a:1"], Pull::Comes(Seen::default()));
+        assert_eq!(pulls.known()[&key("r.io/a:1")], Pull::Comes(Seen::default()));
         assert!(pulls.want(&wanted, &puller, at(1)).is_empty(), "it is on its way");
         let (image, work) = begun.pop().expect("one");
-        assert!(pulls.ended(&image, work.await, at(2)));
+        assert_eq!(pulls.ended(&image, work.await, at(2)), Some([id("u-1")].into()));
         assert!(pulls.known().is_empty());
     }
 
@@ -355,7 +427,7 @@ mod tests {
         let first = i64::try_from(PULL_RETRY_FIRST.as_secs()).expect("short");
         for (now, wait) in [(0, first), (10, 100), (200, 4 * first)] {
             let (image, work) = pulls.want(&wanted, &puller, at(now)).pop().expect("it is due");
-            assert!(!pulls.ended(&image, work.await, at(now)));
+            assert_eq!(pulls.ended(&image, work.await, at(now)), None);
             assert_eq!(failed(&pulls).retry_at, at(now + wait));
             assert_eq!(failed(&pulls).since, at(0));
             assert!(pulls.want(&wanted, &puller, at(now + wait - 1)).is_empty(), "not yet");
@@ -391,15 +463,71 @@ mod tests {
         let pulled = work.await;
         assert_eq!(pulled, None);
         assert_eq!(*told.forgotten.lock().expect("not poisoned"), ["r.io/a:1"]);
-        assert!(!pulls.ended(&image, pulled, at(2)));
+        assert_eq!(pulls.ended(&image, pulled, at(2)), None);
         assert_eq!(pulls.want(&wanted, &puller, at(3)).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_failed_leaves_nothing_either_when_nobody_wants_it_any_more() {
+        let (told, puller) = puller(&[Err(later(None))]);
+        let (mut pulls, wanted) = (Pulls::default(), set(&["r.io/a:1"]));
+        let (key, work) = pulls.want(&wanted, &puller, at(0)).pop().expect("one");
+        pulls.ended(&key, work.await, at(0));
+        let forgotten = || told.forgotten.lock().expect("not poisoned").clone();
+        assert!(
+            pulls.want(&wanted, &puller, at(1)).is_empty() && forgotten().is_empty(),
+            "it is gone on with"
+        );
+        assert!(pulls.want(&set(&[]), &puller, at(1)).is_empty());
+        assert_eq!(forgotten(), ["r.io/a:1"]);
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_an_image_is_on_its_way_was_not_asked_for() {
+        let (_, puller) = puller(&[Ok(()), Ok(())]);
+        let mut pulls = Pulls::default();
+        let (key, work) = pulls.want(&set(&["r.io/a:1"]), &puller, at(0)).pop().expect("one");
+        let both = BTreeMap::from([(key.clone(), want(&["u-1", "v-1"]))]);
+        assert!(pulls.want(&both, &puller, at(1)).is_empty(), "it is on its way");
+        assert_eq!(pulls.ended(&key, work.await, at(2)), Some([id("u-1")].into()));
+        let second = BTreeMap::from([(key.clone(), want(&["v-1"]))]);
+        let (_, work) = pulls.want(&second, &puller, at(3)).pop().expect("it is asked for anew");
+        assert_eq!(pulls.ended(&key, work.await, at(4)), Some([id("v-1")].into()));
+    }
+
+    #[tokio::test]
+    async fn a_pull_begins_when_its_credentials_are_known_and_each_set_has_its_own() {
+        let (_, puller) = puller(&[]);
+        let mut pulls = Pulls::default();
+        let mine = PullKey {
+            whose: "ml/registry".to_owned(),
+            ..key("r.io/a:1")
+        };
+        let unread = Want {
+            keys: None,
+            ..want(&["u-1"])
+        };
+        assert!(
+            pulls
+                .want(&[(mine.clone(), unread.clone())].into(), &puller, at(0))
+                .is_empty()
+        );
+        let mut read = unread;
+        let keys = vec![Content::from(b"s3cret".to_vec())];
+        read.and(Want {
+            keys: Some(keys),
+            ..Want::default()
+        });
+        assert!(!format!("{read:?}").contains("s3cret"), "nothing of them is shown");
+        let wanted = BTreeMap::from([(mine, read), (key("r.io/a:1"), want(&["v-1"]))]);
+        assert_eq!(pulls.want(&wanted, &puller, at(1)).len(), 2);
     }
 
     #[tokio::test]
     async fn only_so_many_come_at_a_time() {
         let (told, puller) = puller(&[]);
         let names: Vec<String> = (0..=PULL_JOBS).map(|n| format!("r.io/a:{n}")).collect();
-        let wanted = names.iter().cloned().collect();
+        let wanted = set(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let mut pulls = Pulls::default();
         let mut works: Vec<_> = pulls
             .want(&wanted, &puller, at(0))

@@ -17,10 +17,11 @@ use crate::limits::RUNNING_PATIENCE;
 use crate::plan::{EndedTask, Report, TaskKey};
 
 /// The fields of a task's status that agents write.
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 9] = [
     "phase",
     "reason",
     "message",
+    "image",
     "attempts",
     "exitCode",
     "startedAt",
@@ -113,7 +114,7 @@ mod tests {
         let expect = json!({
             "metadata": { "uid": "uid-t", "resourceVersion": "7" },
             "status": {
-                "phase": "Running", "reason": "Started", "message": null, "attempts": null, "exitCode": null,
+                "phase": "Running", "reason": "Started", "message": null, "image": null, "attempts": null, "exitCode": null,
                 "startedAt": null, "finishedAt": null, "observedGeneration": null,
             },
         });

@@ -64,6 +64,13 @@ pub fn devices(container: &Container) -> impl Iterator<Item = &str> {
     list.split(',').filter(|uuid| !uuid.is_empty())
 }
 
+/// The whole name of a task's image. Validation has seen it; what it would refuse, no runtime finds.
+pub fn image(task: &Task) -> Option<String> {
+    let image = task.spec.image.as_ref()?;
+    let parsed = image.parse::<ImageReference>();
+    Some(parsed.map_or_else(|_| image.clone(), |image| image.to_string()))
+}
+
 /// The container of one attempt of a task.
 ///
 /// `PATH`, `HOME` and `MUSTER_SANDBOX` are the runtime's to add, which knows what the container sees as its root.
@@ -83,13 +90,9 @@ pub fn container_spec(
         uid: user.uid,
         gid: user.gid.unwrap_or(user.uid),
     });
-    let (argv, rootfs) = match &task.spec.image {
+    let (argv, rootfs) = match image(task) {
         None => ([task.spec.command.as_slice(), &task.spec.args].concat(), Rootfs::Host),
-        Some(image) => {
-            // Validation has seen it; what it would refuse, the runtime does not find.
-            let name = image
-                .parse::<ImageReference>()
-                .map_or_else(|_| image.clone(), |image| image.to_string());
+        Some(name) => {
             let args = task.spec.args.clone();
             (task.spec.command.clone(), Rootfs::Image { name, args })
         }

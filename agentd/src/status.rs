@@ -205,7 +205,7 @@ pub fn same(a: &TaskStatus, b: &TaskStatus) -> bool {
             status.finished_at.clone(),
         )
     };
-    part(a) == part(b) && a.message == b.message && a.attempts == b.attempts
+    part(a) == part(b) && a.message == b.message && a.image == b.image && a.attempts == b.attempts
 }
 
 #[cfg(test)]

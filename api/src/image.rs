@@ -31,6 +31,17 @@ impl ImageReference {
         &self.name
     }
 
+    /// The registry, if one was written: what could be a part of the path is none.
+    pub fn registry(&self) -> Option<&str> {
+        let (first, _) = self.name.split_once('/')?;
+        (first.contains(['.', ':']) || first == "localhost").then_some(first)
+    }
+
+    /// The tag, if one was written.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
     /// The digest, such as `sha256:…`.
     pub fn digest(&self) -> Option<&str> {
         self.digest.as_deref()

@@ -247,6 +247,8 @@ async fn naming(cluster: &Cluster) {
     named["spec"]["env"] = json!([{"name": "A", "valueFrom": {"secretKeyRef": {"name": "by-key", "key": "k"}}}]);
     named["spec"]["envFrom"] = json!([{"configMapRef": {"name": "c"}}]);
     named["spec"]["volumes"] = json!([{"mountPath": "/s", "secret": {"name": "by-volume"}}]);
+    named["spec"]["image"] = json!("registry.example/app:1");
+    named["spec"]["imagePullSecrets"] = json!([{"name": "for-image"}]);
     admin.post(TASKS, &named).await.expect(201);
     cluster
         .offer(&[cluster.an_offer("naming", 1, &[], "")])
@@ -259,23 +261,29 @@ async fn an_agent_reads_by_name_what_its_tasks_name_while_they_have_not_ended() 
     const SECRETS: &str = "/api/v1/namespaces/default/secrets";
     let cluster = cluster().await;
     let admin = cluster.server.admin();
-    for name in ["by-key", "by-volume", "other"] {
+    for name in ["by-key", "by-volume", "for-image", "other"] {
         let secret = json!({"metadata": {"name": name}, "stringData": {"k": "v"}});
         admin.post(SECRETS, &secret).await.expect(201);
     }
     let code = async |path: String| cluster.agent().get(&path).await.code.as_u16();
     let all = async || {
         let mut codes = Vec::new();
-        for path in ["secrets/by-key", "secrets/by-volume", "secrets/other", "configmaps/c"] {
+        for path in [
+            "secrets/by-key",
+            "secrets/by-volume",
+            "secrets/for-image",
+            "secrets/other",
+            "configmaps/c",
+        ] {
             codes.push(code(format!("/api/v1/namespaces/default/{path}")).await);
         }
         codes
     };
-    assert_eq!(all().await, [403; 4], "nothing is named");
+    assert_eq!(all().await, [403; 5], "nothing is named");
     naming(&cluster).await;
-    assert_eq!(all().await, [403; 4], "what waits is nobody's");
+    assert_eq!(all().await, [403; 5], "what waits is nobody's");
     cluster.accept("naming", &json!({"bind": ["naming"]})).await.expect(201);
-    assert_eq!(all().await, [200, 200, 403, 200]);
+    assert_eq!(all().await, [200, 200, 200, 403, 200]);
     let a2 = cluster.server.agent("a2");
     a2.get(&format!("{SECRETS}/by-key")).await.expect(403);
     for path in [
@@ -293,5 +301,5 @@ async fn an_agent_reads_by_name_what_its_tasks_name_while_they_have_not_ended() 
     let ends = json!({"status": {"phase": "Dropped", "reason": "NotStarted"}});
     let path = format!("{TASKS}/naming/status");
     cluster.agent().merge(&path, &ends).await.expect(200);
-    assert_eq!(all().await, [403; 4], "it has ended");
+    assert_eq!(all().await, [403; 5], "it has ended");
 }

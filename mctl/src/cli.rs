@@ -378,6 +378,9 @@ pub struct RunArgs {
     /// import`).
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
+    /// When the image's registry is asked: Always, IfNotPresent or Never [default: Always for :latest, else IfNotPresent].
+    #[arg(long, value_name = "POLICY", requires = "image")]
+    pub image_pull_policy: Option<String>,
     /// The command and its arguments. Without it, an image runs what it says itself.
     #[arg(last = true, required_unless_present = "image", value_name = "COMMAND")]
     pub command: Vec<String>,

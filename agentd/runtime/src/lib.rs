@@ -31,8 +31,8 @@ pub use images::Images;
 pub use process::ProcessRuntime;
 pub use process::containerd::{self, ContainerdRuntime};
 pub use types::{
-    Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, Labels, Limits, LogChunk,
-    LogLine, LogPosition, LogQuery, MemoryDirectory, Mount, Rootfs, State, Stop, Stream, User,
+    Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, LABEL_IMAGE, Labels,
+    Limits, LogChunk, LogLine, LogPosition, LogQuery, MemoryDirectory, Mount, Rootfs, State, Stop, Stream, User,
 };
 
 /// Ends containers by itself, without whoever asked for them: for those whose caller may lose the right to have them run and not notice,

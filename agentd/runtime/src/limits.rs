@@ -50,6 +50,10 @@ pub const IMAGE_LAYERS: usize = 128;
 /// The most bytes of a manifest or a configuration: what registries take.
 pub const IMAGE_DOCUMENT_BYTES: u64 = 4 << 20;
 
+/// The largest window of a zstd frame that is unpacked, and so the memory that this takes: what `zstd --ultra` may use, and what its own
+/// decoder takes unless it is told otherwise.
+pub const ZSTD_WINDOW: u64 = 128 << 20;
+
 /// How long a registry may keep one waiting for an answer, or for more of it.
 pub const PULL_SILENCE: Duration = Duration::from_secs(30);
 

@@ -97,6 +97,9 @@ impl ContainerSpec {
         {
             return invalid("the name of a variable is empty or contains '='");
         }
+        if self.labels.contains_key(LABEL_IMAGE) {
+            return invalid("the label with the digest of its image is added to it, not asked for");
+        }
         let rootfs = match &self.rootfs {
             Rootfs::Host | Rootfs::Image { .. } => None,
             Rootfs::Directory(path) => Some(path),
@@ -218,6 +221,9 @@ pub struct Fence {
 
 /// The [`Exit::error`] of a container that its fence has ended.
 pub const FENCED: &str = "ended by its fence: nobody vouched for it any more";
+
+/// Label of containers that run from an image: the digest of its manifest. Runtimes add it; nobody may ask for it.
+pub const LABEL_IMAGE: &str = "muster.dev/image-digest";
 
 /// The labels of a container, in one allocation that clones share: a runtime remembers tens of thousands of exited containers, and whoever
 /// lists them keeps the list.

@@ -39,7 +39,7 @@ pub(super) fn give(
     spec: &mut ContainerSpec,
 ) -> Result<Vec<Make>, Without> {
     let uid = task.metadata.uid.as_deref().unwrap_or_default();
-    let data = sources(input, plan, task)?;
+    let data = sources(input, plan, task, task.spec.given())?;
     let case = Case {
         task,
         uid,
@@ -55,12 +55,19 @@ pub(super) fn give(
     Ok(makes)
 }
 
-/// What the task's sources hold; those that are not there are missing.
-fn sources(input: &PlanInput<'_>, plan: &mut TaskPlan, task: &Task) -> Result<BTreeMap<Source, Arc<Data>>, Without> {
+/// What these sources of a task hold; those that are not there are missing.
+pub(super) fn sources(
+    input: &PlanInput<'_>,
+    plan: &mut TaskPlan,
+    task: &Task,
+    wanted: impl IntoIterator<Item = Source>,
+) -> Result<BTreeMap<Source, Arc<Data>>, Without> {
     let mut here = BTreeMap::new();
     let mut without = None;
     let mut next: Option<Timestamp> = None;
-    for source in task.spec.sources() {
+    let mut count = 0;
+    for source in wanted {
+        count += 1;
         let key = SourceKey {
             namespace: task.namespace().to_owned(),
             source: source.clone(),
@@ -84,7 +91,7 @@ fn sources(input: &PlanInput<'_>, plan: &mut TaskPlan, task: &Task) -> Result<BT
         }
         plan.sources.insert(key);
     }
-    if without.is_some() || here.len() < plan.sources.len() {
+    if without.is_some() || here.len() < count {
         plan.wake = earlier(plan.wake, next);
     }
     without.map_or(Ok(here), Err)

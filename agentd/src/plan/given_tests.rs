@@ -13,7 +13,7 @@ use muster_runtime::{ContainerSpec, MemoryDirectory};
 
 use super::Action;
 use super::testing::{START_MS, Scene, exit, said};
-use crate::sources::{Data, Found, Seen, SourceKey};
+use crate::sources::{Data, Found, Seen};
 use crate::volumes::{Make, Places};
 
 const STARTING: Option<(Phase, TaskReason)> = Some((Phase::Starting, TaskReason::Preparing));
@@ -71,12 +71,6 @@ fn files(name: &str, items: &[(&str, &str)], optional: bool) -> Volume {
 }
 
 impl Scene {
-    fn knows(mut self, source: Source, seen: Seen) -> Scene {
-        let namespace = "default".to_owned();
-        self.sources.insert(SourceKey { namespace, source }, seen);
-        self
-    }
-
     fn holds(self, source: Source, data: &[(&str, &str)]) -> Scene {
         let data: Data = data
             .iter()

@@ -46,6 +46,7 @@ pub struct Memory {
     stopped: BTreeMap<ContainerId, Timestamp>,
     failures: BTreeMap<(ContainerId, Verb), Failure>,
     attempts: BTreeMap<String, u32>,
+    fetched: BTreeSet<ContainerId>,
 }
 
 fn absent_image(action: &Action, error: &Error) -> Option<String> {
@@ -82,12 +83,20 @@ impl Memory {
         self.attempts.get(uid).copied().unwrap_or(0)
     }
 
+    /// Whether the registry was asked for the image of this container before it is made.
+    pub fn is_fetched(&self, id: &ContainerId) -> bool {
+        self.fetched.contains(id)
+    }
+
     /// Takes in the answer of the runtime to an action.
     pub fn acted(&mut self, action: &Action, answer: &Result<(), Error>, now: Timestamp) {
         let key = (action.id().clone(), action.verb());
         match answer {
             Ok(()) => {
                 self.failures.remove(&key);
+                if let Action::Create { id, .. } = action {
+                    self.fetched.remove(id);
+                }
                 if let Action::Stop(id, _) = action {
                     self.stopped.insert(id.clone(), now);
                 }
@@ -98,9 +107,14 @@ impl Memory {
                 let wait = RETRY_FIRST
                     .saturating_mul(1 << count.saturating_sub(1).min(16))
                     .min(RETRY_MAX);
+                let no_image = absent_image(action, error);
+                if no_image.is_some() {
+                    // Somebody has deleted it since.
+                    self.fetched.remove(action.id());
+                }
                 let failure = Failure {
                     invalid: matches!(error, Error::Invalid(_) | Error::ImageNotFound(_)),
-                    no_image: absent_image(action, error),
+                    no_image,
                     count,
                     since: before.map_or(now, |before| before.since),
                     retry_at: after(now, wait),
@@ -111,8 +125,9 @@ impl Memory {
         }
     }
 
-    /// An image is here now: what failed for want of it may be tried again.
-    pub fn image_is_here(&mut self, image: &str) {
+    /// An image is here now, and was asked for on behalf of these containers: what failed for want of it may be tried again.
+    pub fn image_is_here(&mut self, image: &str, ids: BTreeSet<ContainerId>) {
+        self.fetched.extend(ids);
         self.failures
             .retain(|_, failure| failure.no_image.as_deref() != Some(image));
     }
@@ -130,5 +145,6 @@ impl Memory {
         let alive = |id: &ContainerId| id.as_str().rsplit_once('-').is_some_and(|(uid, _)| uids.contains(uid));
         self.stopped.retain(|id, _| alive(id));
         self.failures.retain(|(id, _), _| alive(id));
+        self.fetched.retain(alive);
     }
 }

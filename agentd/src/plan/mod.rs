@@ -13,6 +13,8 @@ mod given;
 #[cfg(test)]
 mod given_tests;
 mod image;
+#[cfg(test)]
+mod image_tests;
 mod memory;
 mod task;
 
@@ -33,7 +35,7 @@ use muster_runtime::{Container, ContainerId, ContainerSpec, State, Stop};
 
 use crate::devices::DeviceSource;
 use crate::limits::GRACE_DEFAULT;
-use crate::pulls::Pull;
+use crate::pulls::{Pull, PullKey, Want};
 use crate::sources::{Seen, SourceKey};
 use crate::spec;
 use crate::volumes::{Make, Places};
@@ -98,7 +100,7 @@ pub struct PlanInput<'a> {
     /// What this process remembers.
     pub memory: &'a Memory,
     /// What is known of the images that are wanted from registries; `None`: the runtime fetches none.
-    pub pulls: Option<&'a BTreeMap<String, Pull>>,
+    pub pulls: Option<&'a BTreeMap<PullKey, Pull>>,
     /// What is known of the Secrets and ConfigMaps that are wanted.
     pub sources: &'a BTreeMap<SourceKey, Seen>,
     /// Where the directories of tasks are.
@@ -113,7 +115,7 @@ pub struct AgentPlan {
     /// What the API server does not show yet.
     pub reports: BTreeMap<TaskKey, Report>,
     /// The images that have to come from registries.
-    pub images: BTreeSet<String>,
+    pub images: BTreeMap<PullKey, Want>,
     /// The Secrets and ConfigMaps that have to be read.
     pub sources: BTreeSet<SourceKey>,
     /// When to plan again even if nothing happens.
@@ -175,7 +177,7 @@ pub enum Report {
 struct TaskPlan {
     actions: Vec<Action>,
     report: Option<Report>,
-    image: Option<String>,
+    image: Option<(PullKey, Want)>,
     sources: BTreeSet<SourceKey>,
     wake: Option<Timestamp>,
 }
@@ -244,7 +246,9 @@ impl AgentPlan {
         if let (Some(key), Some(report)) = (key, one.report) {
             self.reports.insert(key.clone(), report);
         }
-        self.images.extend(one.image);
+        if let Some((key, want)) = one.image {
+            self.images.entry(key).or_default().and(want);
+        }
         self.sources.extend(one.sources);
         self.wake = earlier(self.wake, one.wake);
     }

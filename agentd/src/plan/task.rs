@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use muster_api::task_state::{Phase, Writer};
-use muster_api::v1::{Desired, Task, TaskReason, TaskStatus};
-use muster_runtime::{Container, ContainerId, ContainerSpec, State};
+use muster_api::v1::{Desired, Task, TaskImage, TaskReason, TaskStatus};
+use muster_runtime::{Container, ContainerId, ContainerSpec, LABEL_IMAGE, State};
 
 use super::given::{self, Without};
+use super::image::Absent;
 use super::memory::after;
 use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier, image, port};
 use crate::limits::{CONTAINERS_KEPT, START_PATIENCE};
@@ -214,10 +215,14 @@ impl Case<'_> {
             return self.end(not_started(why.to_owned()), self.now_ms());
         }
         let failure = self.input.memory.failure(&id, Verb::Create).cloned();
-        match image::fetch(self.input, &mut self.plan, failure.as_ref()) {
+        let full = self.input.disk.map(|disk| format!("not started yet: {disk}"));
+        let waits = self.in_use().or(full);
+        let may = waits.is_none() && self.input.may_start;
+        match image::absent(self.input, &mut self.plan, (self.task, &id), failure.as_ref(), may) {
             None => {}
-            Some(Ok(words)) => return self.say(Phase::Starting, TaskReason::PullingImage, words),
-            Some(Err(outcome)) => return self.end(outcome, self.now_ms()),
+            Some(Absent::Comes(words)) => return self.say(Phase::Starting, TaskReason::PullingImage, words),
+            Some(Absent::Misses(what)) => return self.say(Phase::Starting, TaskReason::ConfigMissing, what),
+            Some(Absent::Never(outcome)) => return self.end(outcome, self.now_ms()),
         }
         match &failure {
             Some(failure) if failure.invalid => {
@@ -232,8 +237,6 @@ impl Case<'_> {
             }
             _ => {}
         }
-        let full = self.input.disk.map(|disk| format!("not started yet: {disk}"));
-        let waits = self.in_use().or(full);
         let message = waits
             .clone()
             .or_else(|| failure.map(|failure| format!("trying again: {}", failure.message)));
@@ -247,7 +250,7 @@ impl Case<'_> {
             }
         };
         self.say(Phase::Starting, TaskReason::Preparing, message.unwrap_or_default());
-        if waits.is_none() && self.input.may_start {
+        if may {
             self.create(id, spec, makes);
         }
     }
@@ -344,13 +347,18 @@ impl Case<'_> {
             reason,
             message: format!("attempt {number} could not be started: {message}"),
         };
-        match image::fetch(self.input, &mut self.plan, failure.as_ref()) {
+        let waits = self.in_use();
+        let at = Timestamp::from_millisecond(at_ms).unwrap_or(self.input.now);
+        let due = at <= self.input.now && waits.is_none() && self.may_begin(number);
+        match image::absent(self.input, &mut self.plan, (self.task, &id), failure.as_ref(), due) {
             None => {}
-            Some(Ok(words)) => {
+            Some(Absent::Comes(words) | Absent::Misses(words)) => {
                 let message = format!("attempt {number} waits for its image: {words}");
                 return self.say(Phase::Running, TaskReason::BackOff, message);
             }
-            Some(Err(Outcome { reason, message, .. })) => return self.end(failed(reason, message), ended.finished_ms),
+            Some(Absent::Never(Outcome { reason, message, .. })) => {
+                return self.end(failed(reason, message), ended.finished_ms);
+            }
         }
         let spec = container_spec(self.task, number, self.input.agent, self.input.devices);
         let refused = match (&spec, &failure) {
@@ -361,10 +369,7 @@ impl Case<'_> {
         if let Some(message) = refused {
             return self.end(failed(TaskReason::LaunchFailed, message), ended.finished_ms);
         }
-        let waits = self.in_use();
         let trouble = failure.map(|failure| format!("trying again: {}", failure.message));
-        let at = Timestamp::from_millisecond(at_ms).unwrap_or(self.input.now);
-        let due = at <= self.input.now && waits.is_none() && self.may_begin(number);
         if at > self.input.now {
             self.plan.wake = earlier(self.plan.wake, Some(at));
         }
@@ -445,6 +450,15 @@ impl Case<'_> {
         here.chain(ended.map(Ended::attempt)).collect()
     }
 
+    /// What the last container that has one runs from.
+    fn image(&self) -> Option<TaskImage> {
+        let digests = self.runs.values().rev().filter_map(|run| run.labels.get(LABEL_IMAGE));
+        Some(TaskImage {
+            digest: digests.into_iter().next()?.to_owned(),
+            reference: self.task.spec.image.clone()?,
+        })
+    }
+
     fn record(&mut self, ended: &Ended) {
         self.status.attempts = status::record(&self.status.attempts, self.learned(Some(ended)));
     }
@@ -468,6 +482,7 @@ impl Case<'_> {
             phase,
             reason: Some(reason),
             message,
+            image: self.image().or_else(|| self.status.image.clone()),
             exit_code: over.map_or(self.status.exit_code, |attempt| attempt.exit_code),
             started_at: self.status.started_at.clone().or(started_at),
             observed_generation: self.task.metadata.generation,

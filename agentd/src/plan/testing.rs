@@ -6,13 +6,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use muster_api::names::FINALIZER_AGENT;
 use muster_api::task_state::Phase;
-use muster_api::v1::{Task, TaskReason, TaskStatus};
+use muster_api::v1::{Source, Task, TaskReason, TaskStatus};
 use muster_api::{ObjectMeta, Time};
 use muster_runtime::{Container, ContainerId, Exit, State};
 
 use super::{Action, AgentPlan, EndedTask, Memory, PlanInput, Report, TaskKey};
 use crate::devices::{DeviceSource, SimulatedDevices};
-use crate::pulls::Pull;
+use crate::pulls::{Pull, PullKey};
 use crate::sources::{Seen, SourceKey};
 use crate::spec::{LABEL_ATTEMPT, LABEL_DEVICES, LABEL_UID, container_id};
 use crate::volumes::Places;
@@ -88,7 +88,7 @@ pub(crate) struct Scene {
     pub(crate) busy: BTreeSet<String>,
     pub(crate) orphans: BTreeSet<String>,
     pub(crate) memory: Memory,
-    pub(crate) pulls: Option<BTreeMap<String, Pull>>,
+    pub(crate) pulls: Option<BTreeMap<PullKey, Pull>>,
     pub(crate) sources: BTreeMap<SourceKey, Seen>,
     pub(crate) places: Places,
 }
@@ -196,6 +196,13 @@ impl Scene {
             sources: &self.sources,
             places: &self.places,
         })
+    }
+
+    /// This is known of a Secret or ConfigMap.
+    pub(crate) fn knows(mut self, source: Source, seen: Seen) -> Scene {
+        let namespace = "default".to_owned();
+        self.sources.insert(SourceKey { namespace, source }, seen);
+        self
     }
 
     /// Compares what is done and said about task `t` with what is expected.

@@ -11,7 +11,7 @@ use muster_runtime::{Error, Exit, Labels, State};
 use super::testing::*;
 use super::*;
 use crate::limits::{GRACE_DEFAULT, PULL_PATIENCE, PULL_TOLD_EVERY, RETRY_FIRST, START_PATIENCE, STOP_AGAIN};
-use crate::pulls::{FailedPull, Pull};
+use crate::pulls::{FailedPull, Pull, PullKey, Want};
 use crate::status::VANISHED;
 
 fn nothing(_: &mut Task) {}
@@ -478,11 +478,18 @@ fn an_image_that_is_not_here_is_told_apart() {
 const REMOTE: &str = "registry.example/app:1";
 const PULLING: Option<(Phase, TaskReason)> = Some((Phase::Starting, TaskReason::PullingImage));
 
+fn remote() -> PullKey {
+    PullKey {
+        image: REMOTE.to_owned(),
+        whose: String::new(),
+    }
+}
+
 /// A task whose image is not here, on an agent that can fetch it; this is known of it.
 fn fetching(known: Option<Pull>) -> Scene {
     let mut scene = Scene::at(Phase::Starting, |task| task.spec.image = Some(REMOTE.to_owned()));
     fail(&mut scene, &Error::ImageNotFound("import it".to_owned()));
-    scene.pulls = Some(known.into_iter().map(|pull| (REMOTE.to_owned(), pull)).collect());
+    scene.pulls = Some(known.into_iter().map(|pull| (remote(), pull)).collect());
     scene
 }
 
@@ -502,11 +509,14 @@ fn message(plan: &AgentPlan) -> &str {
 
 #[test]
 fn an_image_of_a_registry_is_fetched_and_said_how_far_it_is() {
-    let wanted = BTreeSet::from([REMOTE.to_owned()]);
+    let wanted = |keys| {
+        let (ids, anew) = (BTreeSet::from([id("t", 1)]), false);
+        BTreeMap::from([(remote(), Want { ids, keys, anew })])
+    };
     let plan = fetching(None).check(&[], PULLING);
     assert_eq!(
         (&plan.images, message(&plan)),
-        (&wanted, "registry.example/app:1: asking the registry")
+        (&wanted(Some(Vec::new())), "registry.example/app:1: asking the registry")
     );
     let comes = Pull::Comes(Seen {
         fetched: 1 << 20,
@@ -517,12 +527,12 @@ fn an_image_of_a_registry_is_fetched_and_said_how_far_it_is() {
     let plan = scene.check(&[], PULLING);
     assert_eq!(
         (&plan.images, message(&plan)),
-        (&wanted, "registry.example/app:1: 1.0 of 4.0 MiB are here")
+        (&wanted(None), "registry.example/app:1: 1.0 of 4.0 MiB are here")
     );
     let soon = scene.now_ms + PULL_TOLD_EVERY.as_millis() as i64;
     assert_eq!(plan.wake.map(|wake| wake.as_millisecond()), Some(soon));
     // Here: the container is made.
-    scene.memory.image_is_here(REMOTE);
+    scene.memory.image_is_here(REMOTE, BTreeSet::new());
     scene.pulls = Some(BTreeMap::new());
     let plan = scene.check(&["create 1"], PREPARING);
     assert!(plan.images.is_empty());
@@ -600,7 +610,7 @@ fn a_later_attempt_waits_for_its_image_too() {
     assert_eq!(plan.images.len(), 1);
     assert!(message(&plan).starts_with("attempt 2 waits for its image"));
     let gone = failed_pull(scene.now_ms, PullError::NotFound("404".to_owned()));
-    scene.pulls = Some(BTreeMap::from([(REMOTE.to_owned(), gone)]));
+    scene.pulls = Some(BTreeMap::from([(remote(), gone)]));
     let plan = scene.check(&[], Some((Phase::Failed, TaskReason::ImageNotFound)));
     assert!(message(&plan).contains("attempt 2 could not be started") && message(&plan).contains("404"));
 }

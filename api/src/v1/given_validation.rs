@@ -13,6 +13,8 @@ use crate::validation::{FieldPath, Violations};
 /// Volumes of one task: each is a mount of the container, of which runtimes make some thousands a second.
 const VOLUMES_MAX: usize = 64;
 const SOURCES_MAX: usize = 64;
+/// Secrets for one image: one of them is used.
+const PULL_SECRETS_MAX: usize = 16;
 const ITEMS_MAX: usize = 1000;
 const MODE_MAX: u32 = 0o777;
 
@@ -132,6 +134,13 @@ impl Task {
         }
         for (index, one) in self.spec.env_from.iter().enumerate() {
             one.validate(violations, &from.index(index));
+        }
+        let secrets = spec.field("imagePullSecrets");
+        if self.spec.image_pull_secrets.len() > PULL_SECRETS_MAX {
+            violations.too_many(&secrets, self.spec.image_pull_secrets.len(), PULL_SECRETS_MAX);
+        }
+        for (index, secret) in self.spec.image_pull_secrets.iter().enumerate() {
+            name(violations, &secrets.index(index), &secret.name);
         }
         let volumes = spec.field("volumes");
         if self.spec.volumes.len() > VOLUMES_MAX {

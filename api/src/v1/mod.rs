@@ -11,6 +11,7 @@ mod quota;
 mod source;
 mod task;
 mod task_conditions;
+mod task_image;
 mod task_validation;
 mod unreachable;
 mod volume;
@@ -25,5 +26,6 @@ pub use task::{
     TaskStatus, User,
 };
 pub use task_conditions::conditions;
+pub use task_image::{ImagePullPolicy, PullSecret, TaskImage};
 pub use unreachable::{Keep, Unreachable, UnreachablePolicy};
 pub use volume::{EmptyDir, FileItem, HostPath, HostPathType, Medium, SharedDir, SourceFiles, Volume};

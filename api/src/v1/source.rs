@@ -187,8 +187,22 @@ impl EnvFrom {
 }
 
 impl TaskSpec {
-    /// All objects that the task takes something from.
+    /// All objects that the task takes something from, those with credentials for its image included.
     pub fn sources(&self) -> BTreeSet<Source> {
+        let mut sources = self.given();
+        sources.extend(self.pull_secrets());
+        sources
+    }
+
+    /// The Secrets with credentials for its image.
+    pub fn pull_secrets(&self) -> impl Iterator<Item = Source> {
+        self.image_pull_secrets
+            .iter()
+            .map(|secret| Source::secret(&secret.name))
+    }
+
+    /// The objects that its containers are given something of.
+    pub fn given(&self) -> BTreeSet<Source> {
         let keys = self.env.iter().filter_map(|var| var.value_from.as_ref()?.key());
         let keys = keys.map(|(source, _)| source);
         let whole = self.env_from.iter().filter_map(|from| Some(from.source()?.0));
@@ -228,7 +242,7 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::{EnvVar, SourceFiles, Volume};
+    use crate::v1::{EnvVar, PullSecret, SourceFiles, Volume};
 
     #[test]
     fn a_task_names_sources_in_variables_and_in_volumes() {
@@ -264,10 +278,13 @@ mod tests {
                 }),
                 ..Volume::default()
             }],
+            image_pull_secrets: vec![PullSecret { name: "s3".to_owned() }],
             ..TaskSpec::default()
         };
-        let expect = [Source::secret("s1"), Source::secret("s2"), Source::config_map("c1")];
-        assert_eq!(spec.sources(), expect.into());
+        let given = [Source::secret("s1"), Source::secret("s2"), Source::config_map("c1")];
+        assert_eq!(spec.given(), given.clone().into());
+        let all = given.into_iter().chain([Source::secret("s3")]);
+        assert_eq!(spec.sources(), all.collect());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agent::Reachability;
 use super::source::{EnvFrom, EnvVar};
+use super::task_image::{ImagePullPolicy, PullSecret, TaskImage};
 use super::unreachable::Unreachable;
 use super::volume::Volume;
 use crate::device::GpuSelector;
@@ -72,6 +73,15 @@ pub struct TaskSpec {
     /// agent's own root, read-only and isolated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// When the image's registry is asked: `Always` (before every run of the command), `IfNotPresent` or `Never`. Default: `Always` for
+    /// `:latest`, which is what a name without a tag means, and `IfNotPresent` for other tags, for digests, and for images without a registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pull_policy: Option<ImagePullPolicy>,
+    /// Secrets with credentials for the image's registry, of the type `kubernetes.io/dockerconfigjson`. The first that knows the registry
+    /// counts; then what the agent was given for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub image_pull_secrets: Vec<PullSecret>,
     /// The command and its first arguments. Default: the image's entrypoint; required without an image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
@@ -310,6 +320,9 @@ pub struct TaskStatus {
     /// The ports that the task has, in the environment as `PORT0`, `PORT1`, …. Fixed by the accepted offer.
     #[serde(skip_serializing_if = "PortSet::is_empty")]
     pub ports: PortSet,
+    /// The image that the task runs from, as it was found by the last run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<TaskImage>,
     /// The runs of the command, oldest first; at most the last 10.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use super::agent::check_request;
 use super::task::{Desired, Operator, RestartPolicy, Task, TaskSpec};
+use super::task_image::ImagePullPolicy;
 use super::unreachable::{Unreachable, UnreachablePolicy};
 use crate::device::GpuSelector;
 use crate::duration::Span;
-use crate::image::image_problem;
+use crate::image::{ImageReference, image_problem};
 use crate::names;
 use crate::ports::PortRequest;
 use crate::quantity::{ByteSize, Scalar};
@@ -76,6 +77,7 @@ impl Task {
         if let Some(image) = &self.spec.image {
             violations.check(&spec.field("image"), image, image_problem(image));
         }
+        self.validate_pull(violations, spec);
         let parts = [("command", &self.spec.command), ("args", &self.spec.args)];
         for (name, words) in parts {
             if words.len() > ITEMS_MAX {
@@ -103,6 +105,27 @@ impl Task {
             .filter(|dir| !dir.starts_with('/') || dir.contains('\0'))
         {
             violations.invalid(&spec.field("workingDir"), dir, "must be an absolute path");
+        }
+    }
+
+    /// What is said about fetching makes sense only of an image that can be fetched.
+    fn validate_pull(&self, violations: &mut Violations, spec: &FieldPath) {
+        let secrets = !self.spec.image_pull_secrets.is_empty();
+        let Some(image) = &self.spec.image else {
+            if self.spec.image_pull_policy.is_some() {
+                violations.forbidden(&spec.field("imagePullPolicy"), "the task has no image");
+            }
+            if secrets {
+                violations.forbidden(&spec.field("imagePullSecrets"), "the task has no image");
+            }
+            return;
+        };
+        let nobody = image
+            .parse::<ImageReference>()
+            .is_ok_and(|image| image.registry().is_none());
+        if nobody && self.spec.image_pull_policy == Some(ImagePullPolicy::Always) {
+            let why = "the image's name has no registry that could be asked: write which has it, as in registry.example/team/app:1, or IfNotPresent";
+            violations.forbidden(&spec.field("imagePullPolicy"), why);
         }
     }
 

@@ -5,6 +5,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use muster_api::duration::Span;
+use muster_api::image::ImageReference;
+use muster_api::v1::TaskSpec;
 use muster_api::validation::{Reason, Violation};
 use serde_json::{Map, Value, json};
 
@@ -72,13 +74,14 @@ pub(crate) fn of_task(task: Value) -> Value {
             "requests": amounts(&task, &spec["resources"]),
             "limits": limits(&task),
         })),
-        "imagePullPolicy": "IfNotPresent",
+        "imagePullPolicy": pull_policy(spec),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
     }));
     let security = without_null(json!({"runAsUser": spec["user"]["uid"], "runAsGroup": spec["user"]["gid"]}));
     let pod_spec = without_null(json!({
         "containers": [container],
+        "imagePullSecrets": spec["imagePullSecrets"],
         "nodeName": task["status"]["agent"],
         "nodeSelector": selector(spec),
         "restartPolicy": spec["restartPolicy"].as_str().unwrap_or("Never"),
@@ -247,7 +250,7 @@ fn container_status(task: &Value, ready: bool) -> Value {
     without_null(json!({
         "name": container_name(task),
         "image": text(task, "/spec/image"),
-        "imageID": text(task, "/spec/image"),
+        "imageID": image_id(task),
         "containerID": newest.map(id),
         "ready": ready,
         "started": state["running"].is_object(),
@@ -255,6 +258,28 @@ fn container_status(task: &Value, ready: bool) -> Value {
         "state": state,
         "lastState": last.map_or(json!({}), |attempt| json!({"terminated": ended(attempt)})),
     }))
+}
+
+/// `name@sha256:…`, once that is known.
+fn image_id(task: &Value) -> String {
+    let found = &task["status"]["image"];
+    let named = found["ref"]
+        .as_str()
+        .and_then(|image| image.parse::<ImageReference>().ok());
+    match (named, found["digest"].as_str()) {
+        (Some(image), Some(digest)) => format!("{}@{digest}", image.name()),
+        _ => String::new(),
+    }
+}
+
+/// When the registry is asked: what was said, or what holds when nothing is.
+fn pull_policy(spec: &Value) -> Value {
+    let said = TaskSpec {
+        image: spec["image"].as_str().map(str::to_owned),
+        image_pull_policy: serde_json::from_value(spec["imagePullPolicy"].clone()).ok(),
+        ..TaskSpec::default()
+    };
+    json!(said.pull_policy())
 }
 
 /// Why a container does not run, in the words that people know.
@@ -309,7 +334,7 @@ pub(crate) fn to_task(pod: &Value) -> Result<Value, Vec<Violation>> {
         match name.as_str() {
             "containers" => {}
             "restartPolicy" => task_spec["restartPolicy"] = value.clone(),
-            "priority" => task_spec["priority"] = value.clone(),
+            "priority" | "imagePullSecrets" => task_spec[name] = value.clone(),
             "terminationGracePeriodSeconds" => task_spec["kill"] = json!({"gracePeriod": format!("{value}s")}),
             "activeDeadlineSeconds" => task_spec["deadline"] = json!(format!("{value}s")),
             "schedulerName" if value == "default-scheduler" => {}
@@ -403,10 +428,11 @@ impl Said {
             match name.as_str() {
                 "name" if *value == named => {}
                 "name" => task["metadata"]["annotations"][CONTAINER] = value.clone(),
-                "image" | "command" | "args" | "env" | "workingDir" => task["spec"][name] = value.clone(),
+                "image" | "imagePullPolicy" | "command" | "args" | "env" | "workingDir" => {
+                    task["spec"][name] = value.clone();
+                }
                 "resources" => self.resources(task, value, &path),
                 "securityContext" => self.user(&mut task["spec"], value, &path),
-                "imagePullPolicy" if value == "IfNotPresent" => {}
                 "terminationMessagePath" | "terminationMessagePolicy" => {}
                 "stdin" | "tty" | "stdinOnce" if value == false => {}
                 "ports" => self.cannot(&path, "ports are resources: ask for spec.resources.ports of a task"),

@@ -195,6 +195,9 @@ fn task(args: &RunArgs, namespace: &str) -> Outcome<Value> {
     if let Some(image) = &args.image {
         spec["image"] = json!(image);
     }
+    if let Some(policy) = &args.image_pull_policy {
+        spec["imagePullPolicy"] = json!(policy);
+    }
     if let Some(role) = &args.role {
         spec["role"] = json!(role);
     }
@@ -245,6 +248,7 @@ fn flag(path: &str) -> String {
         "spec.deadline" => "--deadline",
         "spec.command" => "COMMAND",
         "spec.image" => "--image",
+        "spec.imagePullPolicy" => "--image-pull-policy",
         _ if path.starts_with("spec.env") => "--env",
         _ => match path.strip_prefix("spec.resources.") {
             Some(resource) => return format!("--{resource}"),

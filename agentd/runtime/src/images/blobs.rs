@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::import::{Contents, contents};
+use super::packed::Packed;
 use super::source::{Digested, Source, digest};
 use super::{ImageError, failed, invalid};
 use crate::limits::{IMAGE_BYTES, IMAGE_LAYERS};
@@ -57,15 +58,15 @@ impl Blobs {
         }
         let (mut layers, mut kinds, mut bytes) = (Vec::new(), Vec::new(), 0);
         for (name, known) in &contents.layers {
-            let (blob, gzip) = measure(&source, name, known.as_deref())?;
+            let (blob, packed) = measure(&source, name, known.as_deref())?;
             bytes += blob.size;
             if bytes > IMAGE_BYTES {
                 return Err(super::source::too_large());
             }
-            kinds.push(if gzip {
-                format!("{LAYER}+gzip")
-            } else {
-                LAYER.to_owned()
+            kinds.push(match packed {
+                Packed::No => LAYER.to_owned(),
+                Packed::Gzip => format!("{LAYER}+gzip"),
+                Packed::Zstd => format!("{LAYER}+zstd"),
             });
             layers.push(blob);
         }
@@ -98,11 +99,10 @@ fn open<'a>(source: &'a Source, name: &str) -> Result<Box<dyn Read + 'a>, ImageE
     found.ok_or_else(|| invalid(format!("the layer {name} is missing")))
 }
 
-/// Finds out what is not known of a layer, and whether it is compressed.
-fn measure(source: &Source, name: &str, known: Option<&str>) -> Result<(Blob, bool), ImageError> {
+/// Finds out what is not known of a layer, and how it is compressed.
+fn measure(source: &Source, name: &str, known: Option<&str>) -> Result<(Blob, Packed), ImageError> {
     let failed = |error| failed(format!("reading {name}"))(error);
-    let mut magic = Vec::new();
-    open(source, name)?.take(2).read_to_end(&mut magic).map_err(failed)?;
+    let (packed, _) = Packed::look(&mut open(source, name)?).map_err(failed)?;
     let mut digested = Digested::new(open(source, name)?);
     let size = io::copy(&mut digested, &mut io::sink()).map_err(failed)?;
     let found = digested.digest();
@@ -114,7 +114,7 @@ fn measure(source: &Source, name: &str, known: Option<&str>) -> Result<(Blob, bo
         size,
         name: name.to_owned(),
     };
-    Ok((blob, magic == [0x1f, 0x8b]))
+    Ok((blob, packed))
 }
 
 fn made_up(config: &(String, Vec<u8>), layers: &[Blob], kinds: &[String]) -> Vec<u8> {

@@ -4,13 +4,13 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
 
+use super::packed::unpacked;
 use super::source::{Digested, Source, digest, too_large};
 use super::unpack::Unpacker;
-use super::{ImageError, Images, config, failed, invalid, is_image};
+use super::{About, ImageError, Images, config, failed, invalid, is_image, name_of};
 use crate::limits::{IMAGE_BYTES, IMAGE_INDEXES, IMAGE_LAYERS};
 
 /// The annotation by which a layout names what is in it.
@@ -60,6 +60,25 @@ impl Images {
     /// # Errors
     /// [`ImageError::Invalid`], when it is not an image, is damaged, hostile or too large, or the name is taken. Nothing is left of it then.
     pub fn import(&self, path: &Path, name: &str, digest: Option<&str>) -> Result<Imported, ImageError> {
+        self.bring(path, name, digest, false)
+    }
+
+    /// Unpacks the image of this digest, which came from a registry, and lets the name mean it. Nothing happens to who runs from what the name
+    /// meant before.
+    ///
+    /// # Errors
+    /// As [`import`](Images::import).
+    pub(crate) fn keep(&self, layout: &Path, name: &str, digest: &str) -> Result<(), ImageError> {
+        let own = name_of(name, digest);
+        match self.bring(layout, &own, Some(digest), true) {
+            // Another agent with the same directory of images has been faster.
+            Err(_) if self.find(&own).is_ok() => {}
+            brought => drop(brought?),
+        }
+        self.point(name, &own)
+    }
+
+    fn bring(&self, path: &Path, name: &str, digest: Option<&str>, fetched: bool) -> Result<Imported, ImageError> {
         let target = self.directory(name)?;
         if is_image(&target) {
             return Err(invalid(format!(
@@ -75,6 +94,12 @@ impl Images {
         }
         let staging = self.stage()?;
         let imported = self.unpack(path, name, digest, &staging).and_then(|imported| {
+            let about = About {
+                digest: imported.digest.clone(),
+                bytes: imported.bytes,
+                fetched,
+            };
+            about.write(&staging.join("image"))?;
             let parent = target.parent().unwrap_or(self.root());
             fs::create_dir_all(parent).map_err(failed(format!("making {}", parent.display())))?;
             let whole = staging.join("image");
@@ -144,27 +169,13 @@ fn layer(
     unpacker: &mut Unpacker,
 ) -> Result<(), ImageError> {
     let missing = || invalid(format!("the layer {name} is missing"));
-    let mut magic = [0; 4];
-    let mut head = source.read(name)?.ok_or_else(missing)?;
-    let read = head.read(&mut magic).map_err(failed(format!("reading {name}")))?;
-    drop(head);
     let mut blob = Digested::new(source.read(name)?.ok_or_else(missing)?);
     let what = format!("the layer {name}");
     let left = IMAGE_BYTES.saturating_sub(unpacker.bytes());
-    let mut unpack = |plain: &mut dyn Read| {
-        let mut plain = Digested::new(plain.take(left + 1));
-        unpacker.layer(&mut plain)?;
-        plain.verify(diff_id, &format!("{what}, unpacked,"))
-    };
-    match magic {
-        [0x1f, 0x8b, ..] if read >= 2 => unpack(&mut MultiGzDecoder::new(&mut blob))?,
-        [0x28, 0xb5, 0x2f, 0xfd] => {
-            return Err(invalid(format!(
-                "{what} is compressed with zstd, which is not read yet; write it with gzip: skopeo copy --dest-compress-format gzip …"
-            )));
-        }
-        _ => unpack(&mut blob)?,
-    }
+    let plain = unpacked(&mut blob).map_err(failed(format!("reading {name}")))?;
+    let mut plain = Digested::new(plain.take(left + 1));
+    unpacker.layer(&mut plain)?;
+    plain.verify(diff_id, &format!("{what}, unpacked,"))?;
     if unpacker.bytes() > IMAGE_BYTES {
         return Err(too_large());
     }

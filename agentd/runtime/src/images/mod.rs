@@ -4,12 +4,16 @@
 //! configuration as OCI has it (what [`Images::import`] leaves), or `config.json`, that of a runtime bundle (what umoci or `runc spec` leave). A
 //! directory appears whole: it is unpacked under another name and renamed.
 //!
+//! An image that came from a registry is the directory `registry/team/app@sha256:…`, of the digest of its manifest, and the name by which it was
+//! fetched is a symbolic link to it: so a name can mean another image from one moment to the next, and who runs from the old one keeps it.
+//!
 //! It promises: no name and no archive reads or writes a path outside of the root; what was imported is what its digests say. What must
 //! never happen here: an image changed while somebody runs from it. Tested by hostile archives, and by the process runtime.
 
 mod blobs;
 mod config;
 mod import;
+mod packed;
 mod source;
 mod unpack;
 
@@ -18,8 +22,10 @@ mod tests;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 pub(crate) use blobs::{Blob, Blobs};
 pub use config::Defaults;
@@ -30,6 +36,9 @@ pub(crate) use source::{digest, digest_text};
 
 /// How many names a message lists.
 const SHOWN_MAX: usize = 20;
+
+/// The file with what is known of an image besides what it says itself.
+const ABOUT: &str = "about.json";
 
 /// Where unpacking happens, and what is being deleted; not the name of an image.
 const STAGING: &str = ".staging";
@@ -50,6 +59,39 @@ pub struct Image {
     pub rootfs: PathBuf,
     /// What holds where a container does not say otherwise.
     pub defaults: Defaults,
+    /// The digest of its manifest, if it had one.
+    pub digest: Option<String>,
+}
+
+/// What is known of an image besides what it says itself; beside it, in [`ABOUT`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct About {
+    /// The digest of its manifest.
+    digest: Option<String>,
+    /// Bytes of its files.
+    bytes: u64,
+    /// Whether it came from a registry, so that it can come again.
+    fetched: bool,
+}
+
+impl About {
+    fn read(image: &Path) -> About {
+        let bytes = fs::read(image.join(ABOUT)).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    fn write(&self, image: &Path) -> Result<(), ImageError> {
+        let text = serde_json::to_vec(self).expect("it is plain data");
+        fs::write(image.join(ABOUT), text).map_err(failed("writing what is known of the image"))
+    }
+}
+
+/// The name of the image of this digest in the repository of a name.
+fn name_of(name: &str, digest: &str) -> String {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let path = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    format!("{}@{digest}", path.map_or(name, |(path, _)| path))
 }
 
 /// What went wrong with an image.
@@ -119,7 +161,67 @@ impl Images {
         }
         let rootfs = directory.join("rootfs");
         let defaults = config::read(&directory, &rootfs)?;
-        Ok(Image { rootfs, defaults })
+        let digest = About::read(&directory).digest;
+        Ok(Image {
+            rootfs,
+            defaults,
+            digest,
+        })
+    }
+
+    /// Lets a name mean the image of this digest, if that is here.
+    ///
+    /// # Errors
+    /// When the machine refuses, or somebody runs from an image that was imported under the name.
+    pub(crate) fn reuse(&self, name: &str, digest: &str) -> Result<bool, ImageError> {
+        let own = name_of(name, digest);
+        // Also one that was imported under the name, if it is the same.
+        let same = self
+            .find(name)
+            .is_ok_and(|image| image.digest.as_deref() == Some(digest));
+        if same {
+            return Ok(true);
+        }
+        if !is_image(&self.directory(&own)?) {
+            return Ok(false);
+        }
+        self.point(name, &own).map(|()| true)
+    }
+
+    /// Lets a name mean the image that has another name of the same repository.
+    fn point(&self, name: &str, own: &str) -> Result<(), ImageError> {
+        if name == own {
+            return Ok(());
+        }
+        let link = self.directory(name)?;
+        let image = self.directory(own)?;
+        let target = image.file_name().unwrap_or_default();
+        if fs::read_link(&link).is_ok_and(|found| found.as_os_str() == target) {
+            return Ok(());
+        }
+        let failed = |error| failed(format!("naming the image {}", link.display()))(error);
+        let staging = self.stage()?;
+        let pointed = (|| {
+            if fs::symlink_metadata(&link).is_ok_and(|found| found.is_dir()) {
+                self.replace(&link, &staging)?;
+            }
+            let new = staging.join("link");
+            symlink(target, &new).map_err(failed)?;
+            fs::rename(&new, &link).map_err(failed)
+        })();
+        let _ = fs::remove_dir_all(&staging);
+        pointed
+    }
+
+    /// Takes away what was imported under a name that means something else from now on.
+    fn replace(&self, imported: &Path, staging: &Path) -> Result<(), ImageError> {
+        if let Some(pid) = user_of(&imported.join("rootfs")) {
+            return Err(invalid(format!(
+                "{} was imported, is not what the registry has now, and is in use (by process {pid}); end its tasks first",
+                imported.display()
+            )));
+        }
+        fs::rename(imported, staging.join("replaced")).map_err(failed(format!("replacing {}", imported.display())))
     }
 
     fn absent(&self, name: &str) -> String {
@@ -157,10 +259,12 @@ impl Images {
         for entry in entries {
             let entry = entry?;
             let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-            if hidden || !entry.file_type()?.is_dir() {
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            // Another name of an image. No other link is followed.
+            let named = kind.is_symlink() && is_image(&path);
+            if hidden || !(kind.is_dir() || named) {
                 continue;
             }
-            let path = entry.path();
             if is_image(&path) {
                 let name = path.strip_prefix(&self.root).unwrap_or(&path);
                 names.push(name.to_string_lossy().into_owned());
@@ -185,9 +289,24 @@ impl Images {
                 "the image {name} is in use (by process {pid}); end its tasks first"
             )));
         }
+        // With its last name goes the image, and with the image go all its names.
+        let image = directory
+            .canonicalize()
+            .map_err(failed(format!("deleting {}", directory.display())))?;
+        let names = names_of(&image);
         let staging = self.stage()?;
         let gone = staging.join("deleted");
-        fs::rename(&directory, &gone).map_err(failed(format!("deleting {}", directory.display())))?;
+        let fail = || failed(format!("deleting {}", directory.display()));
+        let linked = fs::symlink_metadata(&directory).is_ok_and(|found| found.is_symlink());
+        if linked && names.len() > 1 {
+            fs::remove_file(&directory).map_err(fail())?;
+        } else {
+            // First the names: without its image a name is nothing, and an image without a name can still be deleted.
+            for name in names {
+                fs::remove_file(name).map_err(fail())?;
+            }
+            fs::rename(&image, &gone).map_err(fail())?;
+        }
         // What is left of the name goes as far as nothing else is in it.
         for above in directory.ancestors().skip(1).take_while(|above| *above != self.root) {
             if fs::remove_dir(above).is_err() {
@@ -218,6 +337,14 @@ fn is_image(directory: &Path) -> bool {
         && ["image.json", "config.json"]
             .iter()
             .any(|name| directory.join(name).is_file())
+}
+
+/// The links to an image that are its names besides its own.
+fn names_of(image: &Path) -> Vec<PathBuf> {
+    let beside = image.parent().and_then(|parent| fs::read_dir(parent).ok());
+    let links = beside.into_iter().flatten().flatten().map(|entry| entry.path());
+    let ours = |link: &PathBuf| fs::read_link(link).is_ok_and(|target| Some(target.as_os_str()) == image.file_name());
+    links.filter(ours).collect()
 }
 
 /// A process that has this directory below an overlay.

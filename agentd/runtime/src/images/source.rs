@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 
+use super::packed::{Packed, unpacked};
 use super::{ImageError, failed, invalid};
 use crate::limits::{IMAGE_BYTES, IMAGE_DOCUMENT_BYTES, IMAGE_FILES};
 
@@ -26,10 +26,9 @@ impl Source {
             return Ok(Source::Directory(path.to_owned()));
         }
         let mut file = File::open(path).map_err(failed)?;
-        let mut magic = [0; 2];
-        let compressed = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
+        let (packed, _) = Packed::look(&mut file).map_err(failed)?;
         file.rewind().map_err(failed)?;
-        if compressed {
+        if packed != Packed::No {
             let whole = scratch.join("archive");
             let mut plain = File::options()
                 .read(true)
@@ -37,7 +36,8 @@ impl Source {
                 .create_new(true)
                 .open(&whole)
                 .map_err(failed)?;
-            let copied = io::copy(&mut MultiGzDecoder::new(file).take(IMAGE_BYTES + 1), &mut plain).map_err(failed)?;
+            let mut reader = unpacked(file).map_err(failed)?.take(IMAGE_BYTES + 1);
+            let copied = io::copy(&mut reader, &mut plain).map_err(failed)?;
             if copied > IMAGE_BYTES {
                 return Err(too_large());
             }

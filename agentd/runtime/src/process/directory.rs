@@ -2,7 +2,7 @@
 //!
 //! | file | written by | holds |
 //! |---|---|---|
-//! | `spec` | agent, first | the [`ContainerSpec`], labels included |
+//! | `spec` | agent, first | the [`ContainerSpec`], labels included, and the digest of the image as one more |
 //! | `plan` | agent | what the shim has to do ([`Plan`]) |
 //! | `bundle/config.json` | agent | the OCI spec, when isolated |
 //! | `lock` | shim | locked while the shim lives |
@@ -33,7 +33,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::shim::Watched;
-use crate::{ContainerSpec, Exit};
+use crate::{ContainerSpec, Exit, LABEL_IMAGE, Labels};
 
 /// An empty directory next to those of all containers: where each, in a mount namespace of its own, puts its root directory together.
 pub(super) const ROOT: &str = "root";
@@ -142,8 +142,28 @@ impl Directory {
         Ok(path)
     }
 
+    /// What was asked for.
     pub(super) fn spec(&self) -> io::Result<Option<ContainerSpec>> {
-        self.read("spec")
+        let described: Option<ContainerSpec> = self.read("spec")?;
+        Ok(described.map(|mut spec| {
+            spec.labels.remove(LABEL_IMAGE);
+            spec
+        }))
+    }
+
+    /// The labels that were asked for, and those that came of it.
+    pub(super) fn labels(&self) -> io::Result<Option<Labels>> {
+        let described: Option<ContainerSpec> = self.read("spec")?;
+        Ok(described.map(|spec| spec.labels.into_iter().collect()))
+    }
+
+    /// Writes down what was asked for, and the digest of its image.
+    pub(super) fn describe(&self, asked: &ContainerSpec, digest: Option<String>) -> io::Result<()> {
+        let mut described = asked.clone();
+        described
+            .labels
+            .extend(digest.map(|digest| (LABEL_IMAGE.to_owned(), digest)));
+        self.write("spec", &described)
     }
 
     pub(super) fn plan(&self) -> io::Result<Option<Plan>> {

@@ -66,13 +66,14 @@ pub(super) fn prepare(
 ) -> Result<(), Error> {
     let failed = |error: io::Error| system("preparing the container", &error);
     // What is kept is what was asked for; what is made is what came of it.
-    let (asked, spec) = (spec, &with_image(&config.images, spec, hierarchies.is_some())?);
+    let (resolved, digest) = with_image(&config.images, spec, hierarchies.is_some())?;
+    let (asked, spec) = (spec, &resolved);
     let sandbox = begin(directory, spec)?;
     let isolation = match hierarchies {
         Some(hierarchies) => isolated(config, hierarchies, directory, id, spec)?,
         None => plain(&sandbox, spec)?,
     };
-    finish(config, directory, isolation, asked).map_err(failed)
+    finish(config, directory, isolation, asked, digest).map_err(failed)
 }
 
 /// Makes the directory and, in it, the sandbox.
@@ -89,8 +90,14 @@ pub(super) fn begin(directory: &Directory, spec: &ContainerSpec) -> Result<PathB
     Ok(sandbox)
 }
 
-/// Writes the plan down, and at last what was asked for.
-pub(super) fn finish(config: &Config, directory: &Directory, isolation: Held, asked: &ContainerSpec) -> io::Result<()> {
+/// Writes the plan down, and at last what was asked for, with the digest of its image.
+pub(super) fn finish(
+    config: &Config,
+    directory: &Directory,
+    isolation: Held,
+    asked: &ContainerSpec,
+    digest: Option<String>,
+) -> io::Result<()> {
     let plan = Plan {
         isolation,
         log_bytes: asked.limits.log_bytes,
@@ -100,13 +107,17 @@ pub(super) fn finish(config: &Config, directory: &Directory, isolation: Held, as
         }),
     };
     directory.write("plan", &plan)?;
-    directory.write("spec", asked)
+    directory.describe(asked, digest)
 }
 
-/// Fills in what the image says, if there is one, and puts its directory in the place of its name.
-pub(super) fn with_image(images: &Images, spec: &ContainerSpec, isolated: bool) -> Result<ContainerSpec, Error> {
+/// Fills in what the image says, if there is one, and puts its directory in the place of its name; and the digest of the image.
+pub(super) fn with_image(
+    images: &Images,
+    spec: &ContainerSpec,
+    isolated: bool,
+) -> Result<(ContainerSpec, Option<String>), Error> {
     let Rootfs::Image { name, args } = &spec.rootfs else {
-        return Ok(spec.clone());
+        return Ok((spec.clone(), None));
     };
     if !isolated {
         return Err(impossible(&format!("the image {name}")));
@@ -125,7 +136,7 @@ pub(super) fn with_image(images: &Images, spec: &ContainerSpec, isolated: bool) 
         .map_err(|error| system("the image", &error))?;
     spec.rootfs = Rootfs::Directory(rootfs);
     spec.check()?;
-    Ok(spec)
+    Ok((spec, image.digest))
 }
 
 /// Lets the image say what the container does not.

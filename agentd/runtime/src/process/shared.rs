@@ -98,16 +98,10 @@ impl Shared {
             .path()
             .file_name()
             .and_then(|name| ContainerId::new(name.to_str()?));
-        let (Some(id), Some(spec)) = (id, directory.spec().map_err(failed)?) else {
+        let (Some(id), Some(labels)) = (id, directory.labels().map_err(failed)?) else {
             return Ok(None);
         };
-        let container = |state| {
-            Some(Container {
-                id,
-                labels: spec.labels.into_iter().collect(),
-                state,
-            })
-        };
+        let container = |state| Some(Container { id, labels, state });
         if let Some(exit) = directory.exit().map_err(failed)? {
             return Ok(container(State::Exited(exit)));
         }

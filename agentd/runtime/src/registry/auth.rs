@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-use super::PullError;
 use super::name::Remote;
+use super::{Keys, PullError};
 use crate::percent;
 
 /// What a registry wants of whom it does not know.
@@ -106,14 +106,32 @@ struct Entry {
     password: Option<String>,
 }
 
-/// The header with the credentials for a registry; `None`: the file has none.
-pub(super) fn credentials(file: &Path, remote: &Remote) -> Result<Option<HeaderValue>, PullError> {
-    let unusable = |why: &dyn std::fmt::Display| {
-        PullError::later(format!("the credentials of registries in {}: {why}", file.display()))
-    };
-    let bytes = std::fs::read(file).map_err(|error| unusable(&error))?;
+/// The header with the credentials for a registry: of the first of these that has some, then of the file. `None`: nobody has any.
+pub(super) fn credentials(
+    keys: &[Keys],
+    file: Option<&Path>,
+    remote: &Remote,
+) -> Result<Option<HeaderValue>, PullError> {
+    for keys in keys {
+        let found = of(keys.bytes(), "in spec.imagePullSecrets", remote)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    let Some(file) = file else { return Ok(None) };
+    let place = format!("in {}", file.display());
+    let bytes = std::fs::read(file).map_err(|error| unusable(&place, &error))?;
+    of(&bytes, &place, remote)
+}
+
+fn unusable(place: &str, why: &dyn std::fmt::Display) -> PullError {
+    PullError::later(format!("the credentials of registries {place}: {why}"))
+}
+
+fn of(bytes: &[u8], place: &str, remote: &Remote) -> Result<Option<HeaderValue>, PullError> {
+    let unusable = |why: &dyn std::fmt::Display| unusable(place, why);
     // Not the error of the parser, which may quote what it read.
-    let parsed: File = serde_json::from_slice(&bytes).map_err(|error| {
+    let parsed: File = serde_json::from_slice(bytes).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         unusable(&format!("not as `docker login` writes them, at {line}:{column}"))
     })?;
@@ -178,8 +196,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("config.json");
         let write = |text: &str| std::fs::write(&file, text).expect("written");
-        let header =
-            || credentials(&file, &remote()).map(|header| header.map(|h| h.to_str().expect("text").to_owned()));
+        let header = || {
+            credentials(&[], Some(&file), &remote()).map(|header| header.map(|h| h.to_str().expect("text").to_owned()))
+        };
         write(
             r#"{"auths": {"https://registry.example:5000": {"auth": "dTpw"}, "other": {"auth": "x"}}, "credsStore": "x"}"#,
         );
@@ -190,6 +209,24 @@ mod tests {
         assert_eq!(header(), Ok(None));
         write(r#"{"auths": {"registry.example:5000": {}}}"#);
         assert!(header().expect_err("a helper").to_string().contains("are not asked"));
+        let keys = |text: &str| Keys::from(text.as_bytes());
+        let others = keys(r#"{"auths": {"other": {"auth": "x"}}}"#);
+        let own = keys(r#"{"auths": {"registry.example:5000": {"auth": "b3du"}}}"#);
+        write(r#"{"auths": {"registry.example:5000": {"auth": "dTpw"}}}"#);
+        let first = |keys: &[Keys]| credentials(keys, Some(&file), &remote()).expect("read").expect("some");
+        assert_eq!(
+            first(&[others.clone(), own]),
+            "Basic b3du",
+            "the task's own count first"
+        );
+        assert_eq!(first(&[others]), "Basic dTpw");
+        let error = credentials(&[keys("s3cret")], None, &remote())
+            .expect_err("no credentials")
+            .to_string();
+        assert!(
+            error.contains("spec.imagePullSecrets") && !error.contains("s3cret"),
+            "{error}"
+        );
         write(r#"{"auths": "s3cret"}"#);
         let error = header().expect_err("no file of credentials").to_string();
         assert!(error.contains("config.json") && !error.contains("s3cret"), "{error}");

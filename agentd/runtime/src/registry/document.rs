@@ -118,6 +118,11 @@ impl Documents {
         Ok(documents)
     }
 
+    /// The digest of the manifest.
+    pub(super) fn digest(&self) -> String {
+        digest(&self.manifest)
+    }
+
     /// Bytes of everything that is fetched.
     pub(super) fn bytes(&self) -> u64 {
         self.blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size))
@@ -150,7 +155,7 @@ impl Documents {
 
     /// Makes the directory an OCI layout: the blobs are there.
     pub(super) async fn finish(&self, layout: &Path) -> Result<(), PullError> {
-        let digest = digest(&self.manifest);
+        let digest = self.digest();
         let descriptor = json!({ "mediaType": self.media_type, "digest": digest, "size": self.manifest.len() });
         let index = json!({ "schemaVersion": 2, "manifests": [descriptor] }).to_string();
         let blob = digest.replacen(':', "/", 1);

@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use super::auth::{self, Challenge, Token};
 use super::name::Remote;
-use super::{Config, PullError};
+use super::{Config, Keys, PullError};
 use crate::limits::{IMAGE_DOCUMENT_BYTES, PULL_AFTER_MAX, PULL_REDIRECTS};
 
 /// How much of a refusal is read.
@@ -55,12 +55,12 @@ struct Reason {
 
 impl Session {
     /// Reads what the machine knows about the registry. Nothing is sent yet.
-    pub(super) async fn begin(config: &Config, remote: Remote) -> Result<Session, PullError> {
+    pub(super) async fn begin(config: &Config, keys: &[Keys], remote: Remote) -> Result<Session, PullError> {
         let plain = remote.is_loopback() || config.plain.contains(&remote.registry);
-        let (known, named) = (config.clone(), remote.clone());
+        let (known, named, keys) = (config.clone(), remote.clone(), keys.to_vec());
         let read = tokio::task::spawn_blocking(move || {
-            let credentials = known.credentials.as_deref().map(|file| auth::credentials(file, &named));
-            Ok((credentials.transpose()?.flatten(), trust(known.authorities.as_deref())?))
+            let credentials = auth::credentials(&keys, known.credentials.as_deref(), &named)?;
+            Ok((credentials, trust(known.authorities.as_deref())?))
         });
         let (credentials, trust) = read.await.map_err(|error| PullError::later(error.to_string()))??;
         let connector = HttpsConnectorBuilder::new().with_tls_config(trust);
@@ -235,8 +235,9 @@ impl Session {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let known = if self.credentials.is_some() { "others" } else { "some" };
                 PullError::Refused(format!(
-                    "{message}; if the image exists, the agent needs credentials for {}, or {known}: --registry-credentials FILE, as \
-                     `docker login` writes it",
+                    "{message}; if the image exists, this needs credentials for {}, or {known}: a Secret of the type \
+                     kubernetes.io/dockerconfigjson in spec.imagePullSecrets, or --registry-credentials FILE of the agent, as `docker login` \
+                     writes it",
                     self.remote.registry
                 ))
             }

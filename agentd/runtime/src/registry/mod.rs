@@ -4,7 +4,7 @@
 //! is one way into each store of images, and it checks everything that comes.
 //!
 //! It promises: an image whose digests are not right is none; what has come once does not come again when a pull is begun anew; every wait for
-//! a registry ends; nothing is fetched that its manifest did not announce, and no more than that. Credentials go to the registry that they are
+//! a registry ends; nothing is fetched that its manifest did not announce, and no more than that. Credentials are in memory only, go to the registry that they are
 //! for, and to whom it names as the giver of its tokens, and never over a connection that everybody can read unless the registry is one of
 //! those that were named so.
 //!
@@ -19,8 +19,10 @@ mod http;
 mod name;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -141,83 +143,170 @@ impl Progress {
     }
 }
 
+/// User names and passwords for registries, as `docker login` writes them; their text never shows in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys(Arc<[u8]>);
+
+impl Keys {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&[u8]> for Keys {
+    fn from(bytes: &[u8]) -> Keys {
+        Keys(bytes.into())
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// What is to be fetched, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// The image.
+    pub image: String,
+    /// Credentials that count before those of [`Config::credentials`]; the first that know the registry.
+    pub keys: Vec<Keys>,
+    /// Whose credentials they are. What has come of an image for some is not gone on with for others.
+    pub whose: String,
+    /// Whether the registry is asked what the name means although there is an image of it.
+    pub anew: bool,
+}
+
+impl Order {
+    /// This image, with no credentials but the machine's.
+    pub fn of(image: impl Into<String>) -> Order {
+        Order {
+            image: image.into(),
+            ..Order::default()
+        }
+    }
+}
+
 /// Fetches images for a runtime.
 #[async_trait]
 pub trait Puller: Send + Sync {
-    /// Fetches an image, so that the runtime can make containers of that name. Does nothing when it is there. May be dropped at any time: then
-    /// what has come stays for the next call with this name.
+    /// Fetches an image, so that the runtime can make containers of that name. Does nothing when it is there, unless it is to be asked for
+    /// anew. May be dropped at any time: then what has come stays for the next call with this order.
     ///
     /// # Errors
     /// [`PullError`]. What was fetched of an image that will never be one is gone then.
-    async fn pull(&self, image: &str, progress: &Progress) -> Result<(), PullError>;
+    async fn pull(&self, order: &Order, progress: &Progress) -> Result<(), PullError>;
 
     /// Deletes what has come of an image that nobody wants any more. To be called when no pull of it goes on.
-    fn forget(&self, image: &str);
+    fn forget(&self, order: &Order);
+}
+
+/// Where the images of a runtime are.
+#[async_trait]
+pub(crate) trait Shelf: Sync {
+    /// Whether there is an image of this name.
+    async fn has(&self, image: &str) -> bool;
+
+    /// Lets the name mean the image of this digest, if that is there. Whether it is.
+    async fn reuse(&self, image: &str, digest: &str) -> Result<bool, PullError>;
+
+    /// Takes in the image of this digest, the only one of the layout, and lets the name mean it.
+    async fn take(&self, layout: &Path, image: &str, digest: &str) -> Result<(), PullError>;
+}
+
+/// An image that its registry has.
+struct Known {
+    session: Session,
+    documents: Documents,
+}
+
+impl Known {
+    /// Asks the registry what the name means.
+    async fn ask(config: &Config, order: &Order) -> Result<Known, PullError> {
+        let Some(remote) = Remote::parse(&order.image) else {
+            return Err(PullError::Refused(format!(
+                "the name {} does not say which registry has it",
+                order.image
+            )));
+        };
+        if !config.allowed.is_empty() && !config.allowed.contains(&remote.registry) {
+            let allowed: Vec<&str> = config.allowed.iter().map(String::as_str).collect();
+            return Err(PullError::Refused(format!(
+                "images of {} are not fetched here, only those of {}",
+                remote.registry,
+                allowed.join(", ")
+            )));
+        }
+        let session = Session::begin(config, &order.keys, remote).await?;
+        let documents = Documents::fetch(&session).await?;
+        Ok(Known { session, documents })
+    }
+
+    /// Fetches what is missing of it.
+    async fn fetch(&self, layout: &Path, progress: &Progress) -> Result<(), PullError> {
+        progress.fetched.store(0, Ordering::Relaxed);
+        progress.total.store(self.documents.bytes(), Ordering::Relaxed);
+        self.documents.prepare(layout).await?;
+        let mut blobs = Vec::new();
+        for one in &self.documents.blobs {
+            blobs.push(blob::fetch(&self.session, one, layout, progress).boxed());
+        }
+        stream::iter(blobs)
+            .buffer_unordered(PULL_BLOBS)
+            .try_collect::<()>()
+            .await?;
+        self.documents.finish(layout).await
+    }
 }
 
 /// Fetches an image into an OCI layout, in which it is the only one.
 ///
 /// # Errors
 /// [`PullError`]. What was fetched stays in the directory.
-pub async fn fetch(config: &Config, image: &str, layout: &Path, progress: &Progress) -> Result<(), PullError> {
-    let Some(remote) = Remote::parse(image) else {
-        return Err(PullError::Refused(format!(
-            "the name {image} does not say which registry has it"
-        )));
-    };
-    if !config.allowed.is_empty() && !config.allowed.contains(&remote.registry) {
-        let allowed: Vec<&str> = config.allowed.iter().map(String::as_str).collect();
-        return Err(PullError::Refused(format!(
-            "images of {} are not fetched here, only those of {}",
-            remote.registry,
-            allowed.join(", ")
-        )));
-    }
-    progress.fetched.store(0, Ordering::Relaxed);
-    let session = Session::begin(config, remote).await?;
-    let documents = Documents::fetch(&session).await?;
-    progress.total.store(documents.bytes(), Ordering::Relaxed);
-    documents.prepare(layout).await?;
-    let mut blobs = Vec::new();
-    for one in &documents.blobs {
-        blobs.push(blob::fetch(&session, one, layout, progress).boxed());
-    }
-    stream::iter(blobs)
-        .buffer_unordered(PULL_BLOBS)
-        .try_collect::<()>()
-        .await?;
-    documents.finish(layout).await
+pub async fn fetch(config: &Config, order: &Order, layout: &Path, progress: &Progress) -> Result<(), PullError> {
+    Known::ask(config, order).await?.fetch(layout, progress).await
 }
 
-/// Where what has come of an image is, below a directory for all pulls of one runtime.
-fn place(pulls: &Path, image: &str) -> PathBuf {
-    pulls.join(images::digest(image.as_bytes()).replace(':', "-"))
+/// Where what has come for an order is, below a directory for all pulls of one runtime.
+fn place(pulls: &Path, order: &Order) -> PathBuf {
+    // No name of an image has a space.
+    let name = format!("{} {}", order.image, order.whose);
+    pulls.join(images::digest(name.trim_end().as_bytes()).replace(':', "-"))
 }
 
-/// Fetches an image to a place below a directory for all pulls of one runtime, and has it imported from there.
-pub(crate) async fn pull<F: Future<Output = Result<(), PullError>>>(
+/// Fetches an image by way of a place below a directory for all pulls of one runtime.
+pub(crate) async fn pull(
     config: &Config,
     pulls: &Path,
-    image: &str,
+    order: &Order,
     progress: &Progress,
-    import: impl FnOnce(PathBuf) -> F,
+    shelf: &impl Shelf,
 ) -> Result<(), PullError> {
-    let layout = place(pulls, image);
+    if !order.anew && shelf.has(&order.image).await {
+        return Ok(());
+    }
+    let layout = place(pulls, order);
     let work = async {
-        fetch(config, image, &layout, progress).await?;
+        let known = Known::ask(config, order).await?;
+        let digest = known.documents.digest();
+        if shelf.reuse(&order.image, &digest).await? {
+            return Ok(());
+        }
+        known.fetch(&layout, progress).await?;
         progress.unpacking();
-        import(layout.clone()).await
+        shelf.take(&layout, &order.image, &digest).await
     };
     let pulled = work.await;
     if !matches!(pulled, Err(PullError::Later { .. })) {
-        forget(pulls, image);
+        forget(pulls, order);
     }
     pulled
 }
 
-/// Deletes what has come of an image.
-pub(crate) fn forget(pulls: &Path, image: &str) {
-    let layout = place(pulls, image);
+/// Deletes what has come for an order.
+pub(crate) fn forget(pulls: &Path, order: &Order) {
+    let layout = place(pulls, order);
     match fs::remove_dir_all(&layout) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(%error, directory = %layout.display(), "what was fetched of an image stays");

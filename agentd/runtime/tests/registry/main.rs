@@ -5,14 +5,18 @@
 mod server;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
-use muster_runtime::Images;
-use muster_runtime::registry::{Config, Progress, PullError, fetch};
+use muster_runtime::process::{self, ShimCommand};
+use muster_runtime::registry::{Config, Keys, Order, Progress, PullError, fetch};
+use muster_runtime::{Images, ProcessRuntime, Runtime as _};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::{Value, json};
 
 use server::{Fault, Registry, digest};
@@ -39,7 +43,11 @@ fn tar(name: &str, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn image(registry: &Registry) -> Image {
-    let layers = [tar("etc/greeting", b"hello\n"), tar("large", &[7; 300_000])];
+    image_that_says(registry, b"hello\n")
+}
+
+fn image_that_says(registry: &Registry, greeting: &[u8]) -> Image {
+    let layers = [tar("etc/greeting", greeting), tar("large", &[7; 300_000])];
     let config = json!({
         "architecture": oci_spec::image::Arch::default(), "os": "linux", "config": { "Cmd": ["cat", "/etc/greeting"] },
         "rootfs": { "type": "layers", "diff_ids": layers.each_ref().map(|layer| digest(layer)) },
@@ -83,7 +91,7 @@ impl Place {
     }
 
     async fn fetch(&self, name: &str) -> Result<(), PullError> {
-        fetch(&self.config, name, &self.layout(), &self.progress).await
+        fetch(&self.config, &Order::of(name), &self.layout(), &self.progress).await
     }
 
     /// What came can be imported, and says hello.
@@ -377,4 +385,240 @@ async fn answers_that_point_in_a_circle_have_an_end() {
         matches!(&error, PullError::Damaged(why) if why.contains("points from one place")),
         "{error}"
     );
+}
+
+/// A machine that fetches images.
+struct Machine {
+    directory: tempfile::TempDir,
+    runtime: ProcessRuntime,
+    images: Images,
+}
+
+impl Machine {
+    /// `images` and what comes are below this directory, if it is said; else below one of its own.
+    fn with(below: Option<&Path>) -> Machine {
+        let directory = tempfile::tempdir().unwrap();
+        let root = below.unwrap_or(directory.path());
+        let images = Images::new(root.join("images"));
+        let runtime = ProcessRuntime::new(process::Config {
+            images: images.clone(),
+            shim: ShimCommand {
+                program: "/bin/false".into(),
+                args: Vec::new(),
+            },
+            ..process::Config::new(root.join("state"))
+        });
+        Machine {
+            runtime: runtime.unwrap(),
+            images,
+            directory,
+        }
+    }
+
+    async fn pull(&self, order: &Order) -> Result<(), PullError> {
+        let puller = self.runtime.puller().expect("run this as root, with cgroups");
+        puller.pull(order, &Progress::default()).await
+    }
+
+    fn greeting(&self, name: &str) -> String {
+        let rootfs = self.images.find(name).unwrap().rootfs;
+        fs::read_to_string(rootfs.join("etc/greeting")).unwrap()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.runtime.close();
+    }
+}
+
+fn entries(directory: &Path) -> usize {
+    fs::read_dir(directory).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn a_name_means_what_its_registry_said_last_when_that_is_asked_anew() {
+    let registry = Registry::start().await;
+    let first = image(&registry);
+    let machine = Machine::with(None);
+    let name = registry.name("team/app:1");
+    let (if_absent, always) = (
+        Order::of(&name),
+        Order {
+            anew: true,
+            ..Order::of(&name)
+        },
+    );
+    machine.pull(&always).await.unwrap();
+    let old = machine.images.find(&name).unwrap();
+    assert_eq!(old.digest.as_deref(), first.manifest["digest"].as_str());
+    let old_root = old.rootfs.canonicalize().unwrap();
+
+    let second = image_that_says(&registry, b"good evening\n");
+    let asked = registry.asked("");
+    machine.pull(&if_absent).await.unwrap();
+    assert_eq!(
+        (machine.greeting(&name).as_str(), registry.asked("")),
+        ("hello\n", asked),
+        "it is here"
+    );
+    machine.pull(&always).await.unwrap();
+    assert_eq!(machine.greeting(&name), "good evening\n");
+    assert_eq!(
+        machine.images.find(&name).unwrap().digest.as_deref(),
+        second.manifest["digest"].as_str()
+    );
+    // Whoever runs from the old one keeps it.
+    assert_eq!(fs::read_to_string(old_root.join("etc/greeting")).unwrap(), "hello\n");
+    let blobs = registry.asked("blobs");
+    machine.pull(&always).await.unwrap();
+    assert_eq!(
+        registry.asked("blobs"),
+        blobs,
+        "it is here, so only its digest is asked for"
+    );
+    let digest = second.manifest["digest"].as_str().unwrap();
+    assert_eq!(machine.images.list().unwrap().len(), 3, "two images, and the name");
+    machine.images.delete(&name).unwrap();
+    assert_eq!(
+        machine.images.list().unwrap().len(),
+        1,
+        "with its last name goes the image"
+    );
+    assert!(
+        machine
+            .images
+            .find(&registry.name(&format!("team/app@{digest}")))
+            .is_err()
+    );
+    assert_eq!(entries(&machine.images.root().join(".staging")), 0);
+}
+
+#[tokio::test]
+async fn layers_may_be_compressed_with_zstd() {
+    let registry = Registry::start().await;
+    let layer = tar("etc/greeting", b"hello\n");
+    let packed = compress_to_vec(layer.as_slice(), CompressionLevel::Fastest);
+    let kind = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let config = json!({
+        "architecture": oci_spec::image::Arch::default(), "os": "linux", "config": { "Cmd": ["cat"] },
+        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+    });
+    let config = registry.blob(
+        config.to_string().as_bytes(),
+        "application/vnd.oci.image.config.v1+json",
+    );
+    let layers = [registry.blob(&packed, kind)];
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers });
+    registry.document(&manifest, "1", MANIFEST);
+    let machine = Machine::with(None);
+    let name = registry.name("team/app:1");
+    machine.pull(&Order::of(&name)).await.unwrap();
+    assert_eq!(machine.greeting(&name), "hello\n");
+}
+
+#[tokio::test]
+async fn the_keys_of_an_order_count_before_those_of_the_machine_and_are_written_nowhere() {
+    let registry = Registry::start().await;
+    let image = image(&registry);
+    let basic = format!("Basic {}", STANDARD.encode("user:s3cret"));
+    registry.state().door = Some((basic, "Basic realm=\"here\"".to_owned()));
+    let keys = |word: &str| {
+        let auths = json!({ registry.address.to_string(): { "username": "user", "password": word } });
+        Keys::from(json!({ "auths": auths }).to_string().as_bytes())
+    };
+    let order = |keys: Vec<Keys>, whose: &str| Order {
+        keys,
+        whose: whose.to_owned(),
+        ..Order::of(registry.name("team/app:1"))
+    };
+    let machine = Machine::with(None);
+    for wrong in [order(Vec::new(), ""), order(vec![keys("wrong")], "a/s")] {
+        let error = machine.pull(&wrong).await.unwrap_err();
+        assert!(
+            matches!(&error, PullError::Refused(why) if why.contains("spec.imagePullSecrets") && !why.contains("wrong")),
+            "{error}"
+        );
+    }
+    // What has come with somebody's keys is of no use to who has none.
+    let state = machine.directory.path().join("state");
+    let large = digest(&image.layers[1]);
+    registry.fault(&large, Fault::Status(StatusCode::BAD_GATEWAY));
+    let mine = order(vec![keys("s3cret")], "b/s");
+    assert!(!machine.pull(&mine).await.unwrap_err().is_final());
+    assert_eq!(entries(&state.join("pulls")), 1, "it is gone on with");
+    let found = Command::new("grep")
+        .args(["-r", "-a", "-e", "s3cret", "-e", &STANDARD.encode("user:s3cret")])
+        .arg(machine.directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    machine.pull(&order(Vec::new(), "")).await.unwrap_err();
+    machine.pull(&mine).await.unwrap();
+    assert_eq!(machine.greeting(&registry.name("team/app:1")), "hello\n");
+    assert_eq!(entries(&state.join("pulls")), 0);
+}
+
+/// A file system that is soon full.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn of(kib: u32) -> Small {
+        let at = tempfile::tempdir().unwrap();
+        let size = format!("size={kib}k");
+        mount(
+            Some("tmpfs"),
+            at.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(size.as_str()),
+        )
+        .expect("run this as root");
+        Small(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        umount2(self.0.path(), MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_before_in_the_middle_of_or_after_a_pull_keeps_nothing_of_it() {
+    let registry = Registry::start().await;
+    let image = image(&registry);
+    let large = digest(&image.layers[1]);
+    let order = Order::of(registry.name("team/app:1"));
+    // Room for nothing; for the layers, until somebody else needs it; for the layers, and not for what is in them.
+    for (kib, fill, says) in [
+        (200, false, "are free at"),
+        (1000, true, "No space left"),
+        (500, false, "No space left"),
+    ] {
+        let disk = Small::of(kib);
+        let machine = Machine::with(Some(disk.0.path()));
+        let filler = disk.0.path().join("filler");
+        if fill {
+            registry.fault(&large, Fault::Fill(filler.clone()));
+        }
+        let error = machine.pull(&order).await.unwrap_err();
+        assert!(
+            matches!(&error, PullError::Disk(why) if why.to_lowercase().contains(&says.to_lowercase())),
+            "{kib}: {error:?}"
+        );
+        assert_eq!(machine.images.list().unwrap(), [""; 0], "{kib}");
+        let (state, images) = (disk.0.path().join("state"), machine.images.root());
+        assert_eq!(
+            (entries(&state.join("pulls")), entries(&images.join(".staging"))),
+            (0, 0),
+            "{kib}"
+        );
+        if fill {
+            // There is room again.
+            fs::remove_file(filler).unwrap();
+            machine.pull(&order).await.unwrap();
+            assert_eq!(machine.greeting(&order.image), "hello\n");
+        }
+    }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -42,6 +44,8 @@ pub(crate) enum Fault {
     Elsewhere(String),
     /// All of it, whatever part was asked for.
     Whole,
+    /// All of it, when a file there has taken all the room that there was.
+    Fill(PathBuf),
 }
 
 #[derive(Default)]
@@ -199,8 +203,12 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
         let first = Bytes::copy_from_slice(&bytes[..length.min(bytes.len())]);
         stream::iter([Ok(Frame::data(first))])
     };
+    if let Some(Fault::Fill(at)) = &fault {
+        let mut filler = File::create(at).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+    }
     Ok(match fault {
-        None | Some(Fault::Whole) => response.body(body(bytes.to_vec())).unwrap(),
+        None | Some(Fault::Whole | Fault::Fill(_)) => response.body(body(bytes.to_vec())).unwrap(),
         Some(Fault::Status(status)) => simple(status, "not now"),
         Some(Fault::Busy(after)) => {
             let mut response = simple(StatusCode::TOO_MANY_REQUESTS, "");

@@ -131,6 +131,42 @@ fn what_kubectl_run_sends_becomes_a_task_and_comes_back() {
 }
 
 #[test]
+fn what_is_said_and_known_of_an_image_is_shown_as_of_a_pod() {
+    let shown = |image: &str, said: Value, found: Value| {
+        let mut task = task();
+        task["spec"]["image"] = json!(image);
+        task["spec"]["imagePullPolicy"] = said;
+        task["status"]["image"] = found;
+        let pod = of_task(task);
+        let text = |path: &str| pod.pointer(path).and_then(Value::as_str).expect("a text").to_owned();
+        (
+            text("/spec/containers/0/imagePullPolicy"),
+            text("/status/containerStatuses/0/imageID"),
+        )
+    };
+    let pair = |policy: &str, id: &str| (policy.to_owned(), id.to_owned());
+    let found = |image: &str| json!({"ref": image, "digest": "sha256:0a"});
+    assert_eq!(
+        shown("r.io/a", Value::Null, found("r.io/a")),
+        pair("Always", "r.io/a@sha256:0a")
+    );
+    assert_eq!(shown("r.io/a:1", Value::Null, Value::Null), pair("IfNotPresent", ""));
+    assert_eq!(
+        shown("r:5000/a:1", json!("Never"), found("r:5000/a:1")),
+        pair("Never", "r:5000/a@sha256:0a")
+    );
+    let pod = json!({"metadata": {"name": "x"}, "spec": {
+        "containers": [{"name": "x", "image": "r.io/i", "imagePullPolicy": "Never"}], "imagePullSecrets": [{"name": "s"}],
+    }});
+    let task = to_task(&pod).expect("it can be said");
+    assert_eq!(
+        (&task["spec"]["imagePullPolicy"], &task["spec"]["imagePullSecrets"]),
+        (&json!("Never"), &json!([{"name": "s"}]))
+    );
+    assert_eq!(of_task(task)["spec"]["imagePullSecrets"], json!([{"name": "s"}]));
+}
+
+#[test]
 fn a_pod_that_asks_for_nothing_is_a_task_that_asks_for_a_little() {
     let pod = json!({"metadata": {"name": "x"}, "spec": {"containers": [{"name": "x", "image": "i"}]}});
     let task = to_task(&pod).expect("it can be said");

@@ -23,6 +23,9 @@ use crate::Error;
 use crate::images::{Blob, Blobs, ImageError};
 use crate::limits::{CONTAINERD_CALL_DEADLINE, IMAGE_WRITE_BYTES, IMAGE_WRITES};
 
+/// Says of an image that it came from a registry, so that it can come again.
+pub(super) const LABEL_FETCHED: &str = "muster.dev/fetched";
+
 /// How long to wait for an answer to one piece of a blob: the last one is answered when all is on the disk.
 const PIECE_DEADLINE: Duration = CONTAINERD_CALL_DEADLINE.saturating_mul(6);
 
@@ -62,6 +65,62 @@ impl Store {
     /// # Errors
     /// When it is not an image, is damaged or cannot be unpacked: then nothing of it stays.
     pub async fn import(&self, path: &Path, name: &str, digest: Option<&str>) -> Result<Stored, Error> {
+        self.bring(path, name, digest, HashMap::new()).await
+    }
+
+    /// As [`import`](Store::import), of an image that came from a registry and can come again.
+    pub(super) async fn keep(&self, layout: &Path, name: &str, digest: &str) -> Result<Stored, Error> {
+        let labels = [(LABEL_FETCHED.to_owned(), "true".to_owned())];
+        self.bring(layout, name, Some(digest), labels.into()).await
+    }
+
+    /// Whether there is an image of this name, or of the one that it is short for, and all of its documents.
+    pub(super) async fn finds(&self, name: &str) -> Result<bool, Error> {
+        Ok(store::find(&self.client, name).await?.is_some())
+    }
+
+    /// Lets a name mean the image of this digest, if that is there and can be run. Whether it is.
+    pub(super) async fn point(&self, name: &str, digest: &str) -> Result<bool, Error> {
+        let images = self.images().await?;
+        let is_it = |image: &&Image| image.target.as_ref().is_some_and(|target| target.digest == digest);
+        let mut same: Vec<&Image> = images.iter().filter(is_it).collect();
+        // The name itself, if it is one of them: then nothing has to be done.
+        same.sort_by_key(|image| image.name != name);
+        let Some(first) = same.first() else { return Ok(false) };
+        if first.name != name {
+            let image = Image {
+                name: name.to_owned(),
+                target: first.target.clone(),
+                labels: first.labels.clone(),
+                ..Image::default()
+            };
+            let lease = store::lease(&self.client).await?;
+            let named = self.name_it(image, &lease).await;
+            store::release(&self.client, lease).await;
+            named?;
+        }
+        // Now that the name keeps it: what it says must be there, and what it unpacks to.
+        let whole = async {
+            let Some(found) = store::find(&self.client, name).await? else {
+                return Ok(false);
+            };
+            let snapshotter = super::kind::snapshotter(&self.client).await?;
+            store::unpack(&self.client, &snapshotter, &found).await.map(|()| true)
+        };
+        match whole.await {
+            // It comes anew.
+            Err(Error::Invalid(_)) => Ok(false),
+            other => other,
+        }
+    }
+
+    async fn bring(
+        &self,
+        path: &Path,
+        name: &str,
+        digest: Option<&str>,
+        labels: HashMap<String, String>,
+    ) -> Result<Stored, Error> {
         let (opened, word, wanted) = (path.to_owned(), name.to_owned(), digest.map(str::to_owned));
         let open = move || {
             let scratch = std::env::temp_dir().join(store::unique("import"));
@@ -79,12 +138,18 @@ impl Store {
             .map_err(|error| Error::Invalid(error.to_string()))?;
         let blobs = Arc::new(blobs.map_err(|error| Error::Invalid(error.to_string()))?);
         let lease = store::lease(&self.client).await?;
-        let stored = self.store(&blobs, name, &lease).await;
+        let stored = self.store(&blobs, name, labels, &lease).await;
         store::release(&self.client, lease).await;
         stored
     }
 
-    async fn store(&self, blobs: &Arc<Blobs>, name: &str, lease: &Lease) -> Result<Stored, Error> {
+    async fn store(
+        &self,
+        blobs: &Arc<Blobs>,
+        name: &str,
+        labels: HashMap<String, String>,
+        lease: &Lease,
+    ) -> Result<Stored, Error> {
         for layer in &blobs.layers {
             let (pieces, mut feed) = mpsc::channel(IMAGE_WRITES);
             let (source, blob) = (Arc::clone(blobs), layer.clone());
@@ -103,10 +168,24 @@ impl Store {
         self.write_document(lease, &blobs.config, HashMap::new()).await?;
         self.write_document(lease, &blobs.manifest, config.into_iter().chain(layers).collect())
             .await?;
-        let before = self.name_it(name, blobs, lease).await?;
+        let image = Image {
+            name: name.to_owned(),
+            target: Some(Descriptor {
+                media_type: blobs.media_type.clone(),
+                digest: blobs.manifest.0.clone(),
+                size: i64::try_from(blobs.manifest.1.len()).unwrap_or(i64::MAX),
+                ..Descriptor::default()
+            }),
+            labels,
+            ..Image::default()
+        };
+        let before = self.name_it(image, lease).await?;
         let unpacked = async {
             let image = store::find(&self.client, name).await?;
-            let image = image.ok_or_else(|| Error::Invalid(format!("the image {name} was deleted meanwhile")))?;
+            let image = image.ok_or_else(|| Error::System {
+                context: format!("the image {name}"),
+                message: "deleted meanwhile".to_owned(),
+            })?;
             let snapshotter = super::kind::snapshotter(&self.client).await?;
             store::unpack(&self.client, &snapshotter, &image).await?;
             store::defaults(&self.client, &snapshotter, &image).await
@@ -126,17 +205,8 @@ impl Store {
     }
 
     /// Gives the image its name; returns which image had that before.
-    async fn name_it(&self, name: &str, blobs: &Blobs, lease: &Lease) -> Result<Option<Image>, Error> {
-        let image = Image {
-            name: name.to_owned(),
-            target: Some(Descriptor {
-                media_type: blobs.media_type.clone(),
-                digest: blobs.manifest.0.clone(),
-                size: i64::try_from(blobs.manifest.1.len()).unwrap_or(i64::MAX),
-                ..Descriptor::default()
-            }),
-            ..Image::default()
-        };
+    async fn name_it(&self, image: Image, lease: &Lease) -> Result<Option<Image>, Error> {
+        let name = image.name.clone();
         let mut images = self.client.services().images();
         let request = CreateImageRequest {
             image: Some(image.clone()),

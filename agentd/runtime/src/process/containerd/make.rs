@@ -150,19 +150,19 @@ impl Daemon {
         format!("{}-{id}", self.owner.trim_matches('/').replace('/', "-"))
     }
 
-    /// Fills in what the image says, if there is one, and finds out what becomes the root.
-    async fn resolve(&self, base: &Base, spec: &ContainerSpec) -> Result<(ContainerSpec, Root), Error> {
+    /// Fills in what the image says, if there is one, and finds out what becomes the root; and the digest of the image.
+    async fn resolve(&self, base: &Base, spec: &ContainerSpec) -> Result<(ContainerSpec, Root, Option<String>), Error> {
         let Rootfs::Image { name, args } = &spec.rootfs else {
             let root = match spec.rootfs {
                 Rootfs::Directory(_) => Root::Directory,
                 _ => Root::Host,
             };
-            return Ok((spec.clone(), root));
+            return Ok((spec.clone(), root, None));
         };
         let Some(image) = store::find(&self.client, name).await? else {
             // What was imported for the process runtime is as good.
             return match prepare::with_image(&base.images, spec, true) {
-                Ok(spec) => Ok((spec, Root::Directory)),
+                Ok((spec, digest)) => Ok((spec, Root::Directory, digest)),
                 Err(Error::ImageNotFound(_)) => Err(Error::ImageNotFound(self.absent(name))),
                 Err(error) => Err(error),
             };
@@ -172,8 +172,8 @@ impl Daemon {
         let defaults = store::defaults(&self.client, snapshotter, &image).await?;
         let mut spec = spec.clone();
         prepare::say_what_is_not_said(&mut spec, name, args, defaults)?;
-        let (image, parent) = (image.name.clone(), image.top().to_owned());
-        Ok((spec, Root::Snapshot { image, parent }))
+        let (name, parent) = (image.name.clone(), image.top().to_owned());
+        Ok((spec, Root::Snapshot { image: name, parent }, Some(image.digest)))
     }
 
     fn not_ours(&self, id: &ContainerId) -> Error {
@@ -395,7 +395,7 @@ impl Maker for Daemon {
         spec: &ContainerSpec,
     ) -> Result<(), Error> {
         let base = &shared.config;
-        let (resolved, root) = self.resolve(base, spec).await?;
+        let (resolved, root, digest) = self.resolve(base, spec).await?;
         let hierarchies = shared
             .hierarchies
             .clone()
@@ -427,7 +427,7 @@ impl Maker for Daemon {
                 let oci = bundle::apply(oci, edits);
                 prepare::save(&directory, &oci)?;
                 fs::write(directory.join(ELSEWHERE), "").map_err(failed)?;
-                prepare::finish(&base, &directory, plan(cgroup, &resolved), &asked).map_err(failed)?;
+                prepare::finish(&base, &directory, plan(cgroup, &resolved), &asked, digest).map_err(failed)?;
                 Ok((oci, making))
             })
         };

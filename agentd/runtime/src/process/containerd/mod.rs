@@ -36,7 +36,7 @@ use super::directory::{ELSEWHERE, Held};
 use super::shared::{Shared, lock, system};
 use super::{ProcessRuntime, clock};
 use crate::limits::{CONTAINERD_ANSWER, CONTAINERD_TIDY_AGAIN};
-use crate::registry::{self, Progress, PullError, Puller};
+use crate::registry::{self, Order, Progress, PullError, Puller, Shelf};
 use crate::{
     Container, ContainerId, ContainerSpec, Error, Exec, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, Session,
     State, Stop,
@@ -320,31 +320,37 @@ struct IntoContainerd {
 
 #[async_trait]
 impl Puller for IntoContainerd {
-    async fn pull(&self, image: &str, progress: &Progress) -> Result<(), PullError> {
+    async fn pull(&self, order: &Order, progress: &Progress) -> Result<(), PullError> {
         let config = &self.shared.config;
-        let failed = |error: Error| match error {
-            Error::Invalid(why) => PullError::Damaged(why),
-            error => PullError::later(error.to_string()),
-        };
         let store = Store::of(self.client.clone());
-        if store::find(&self.client, image)
-            .await
-            .is_ok_and(|found| found.is_some())
-        {
-            return Ok(());
-        }
-        registry::pull(
-            &config.registries,
-            &config.pulls(),
-            image,
-            progress,
-            |layout| async move { store.import(&layout, image, None).await.map(drop).map_err(failed) },
-        )
-        .await
+        registry::pull(&config.registries, &config.pulls(), order, progress, &store).await
     }
 
-    fn forget(&self, image: &str) {
-        registry::forget(&self.shared.config.pulls(), image);
+    fn forget(&self, order: &Order) {
+        registry::forget(&self.shared.config.pulls(), order);
+    }
+}
+
+fn not_pulled(error: Error) -> PullError {
+    match error {
+        Error::Invalid(why) => PullError::Damaged(why),
+        error => PullError::later(error.to_string()),
+    }
+}
+
+#[async_trait]
+impl Shelf for Store {
+    async fn has(&self, image: &str) -> bool {
+        self.finds(image).await.is_ok_and(|found| found)
+    }
+
+    async fn reuse(&self, image: &str, digest: &str) -> Result<bool, PullError> {
+        self.point(image, digest).await.map_err(not_pulled)
+    }
+
+    async fn take(&self, layout: &std::path::Path, image: &str, digest: &str) -> Result<(), PullError> {
+        let kept = self.keep(layout, image, digest).await;
+        kept.map(drop).map_err(not_pulled)
     }
 }
 

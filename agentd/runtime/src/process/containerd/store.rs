@@ -34,6 +34,8 @@ const KEEPS_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 pub(super) struct Found {
     /// Its name there.
     pub(super) name: String,
+    /// The digest of its manifest for this machine.
+    pub(super) digest: String,
     config: (String, Vec<u8>),
     layers: Vec<Layer>,
 }
@@ -85,7 +87,7 @@ pub(super) async fn find(client: &Client, name: &str) -> Result<Option<Found>, E
     let Some(image) = named else { return Ok(None) };
     let name = image.name;
     let target = image.target.ok_or_else(|| broken(&name, "it points nowhere"))?;
-    let manifest = manifest(client, &name, target).await?;
+    let (own, manifest) = manifest(client, &name, target).await?;
     let digest = manifest.config().digest().to_string();
     let config = read(client, &name, &digest).await?;
     let parsed: ImageConfiguration =
@@ -110,6 +112,7 @@ pub(super) async fn find(client: &Client, name: &str) -> Result<Option<Found>, E
     });
     Ok(Some(Found {
         name,
+        digest: own,
         config: (digest, config),
         layers: layers.collect(),
     }))
@@ -141,13 +144,14 @@ fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     chain.collect()
 }
 
-async fn manifest(client: &Client, name: &str, mut target: Descriptor) -> Result<ImageManifest, Error> {
+async fn manifest(client: &Client, name: &str, mut target: Descriptor) -> Result<(String, ImageManifest), Error> {
     for _ in 0..=IMAGE_INDEXES {
         let bytes = read(client, name, &target.digest).await?;
         let is_index = target.media_type.contains("index") || target.media_type.contains("list");
         if !is_index {
             let manifest = serde_json::from_slice(&bytes);
-            return manifest.map_err(|error| broken(name, format_args!("its manifest: {error}")));
+            let manifest = manifest.map_err(|error| broken(name, format_args!("its manifest: {error}")))?;
+            return Ok((target.digest, manifest));
         }
         let index: ImageIndex =
             serde_json::from_slice(&bytes).map_err(|error| broken(name, format_args!("its index: {error}")))?;
