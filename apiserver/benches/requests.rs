@@ -1,4 +1,4 @@
-//! What a request costs, and what it costs more when it is written into an audit log.
+//! What a request costs, what it costs more when it is written into an audit log, and what its seat in a lane costs, of which there are enough.
 //!
 //! Two servers in this process over stores in memory, one with an audit log by the default policy on the disk of temporary files; requests go to them
 //! in turn, so that whatever disturbs one disturbs the other. A create writes two lines, a get one.
@@ -9,6 +9,7 @@
     reason = "a benchmark measures time and prints it"
 )]
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use http_body_util::BodyExt as _;
 use muster_api::env::SystemEnv;
 use muster_apiserver::audit::{Audit, Kept, Options};
 use muster_apiserver::auth::{Tokens, User};
+use muster_apiserver::lanes::{Lane, Lanes, Limits};
 use muster_apiserver::logs::NoLogs;
 use muster_apiserver::{Config, State, kinds, router};
 use muster_store::MemoryStore;
@@ -26,6 +28,8 @@ use serde_json::json;
 use tower::ServiceExt as _;
 
 const ROUNDS: usize = 2_000;
+/// Seats that are taken and left for one measurement.
+const SEATS: u32 = 100;
 const TASKS: &str = "/apis/muster.dev/v1/namespaces/default/tasks";
 
 struct Server {
@@ -96,6 +100,21 @@ async fn main() {
             times[at + 1].push(server.ask("GET", &path, String::new()).await);
         }
     }
+    let lanes = Lanes::new(Limits::default());
+    let mut seats = Vec::new();
+    for _ in 0..ROUNDS {
+        let begun = Instant::now();
+        for _ in 0..SEATS {
+            drop(black_box(
+                lanes
+                    .enter(Lane::Users, black_box("jo"))
+                    .await
+                    .expect("there are enough"),
+            ));
+        }
+        seats.push(begun.elapsed() / SEATS);
+    }
+    println!("seat    {:?}", median(seats));
     let [create, get, audited_create, audited_get] = times.map(median);
     println!("create  {create:?}, with an audit log {audited_create:?}");
     println!("get     {get:?}, with an audit log {audited_get:?}");

@@ -77,7 +77,13 @@ pub async fn read(body: Body) -> Result<Bytes> {
 
 /// The same with another limit.
 pub async fn read_at_most(mut body: Body, limit: usize) -> Result<Bytes> {
-    match Limited::new(&mut body, limit).collect().await {
+    let whole = Limited::new(&mut body, limit).collect();
+    let read = tokio::time::timeout(limits::BODY_WAIT, whole).await;
+    let read = read.map_err(|_| {
+        let seconds = limits::BODY_WAIT.as_secs();
+        ApiError::late_body(format!("the body of the request did not come within {seconds} s"))
+    })?;
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             unread::discard(body).await;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use muster_api::env::SystemEnv;
 use muster_apiserver::audit::AuditArgs;
 use muster_apiserver::etcd_args::EtcdArgs;
+use muster_apiserver::lanes::LaneArgs;
 use muster_apiserver::launch::{self, Options};
 use muster_store::Store;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// What is written down about requests.
     #[command(flatten)]
     audit: AuditArgs,
+    /// How much is done at once.
+    #[command(flatten)]
+    lanes: LaneArgs,
     /// What to log, as in `info` or `muster_apiserver=debug`.
     #[arg(long, value_name = "FILTER", env = "MUSTER_LOG", default_value = "info")]
     log: String,
@@ -56,6 +60,7 @@ impl Args {
             listen: self.listen,
             names: self.names,
             audit: self.audit.options(),
+            limits: self.lanes.limits(),
             ..Options::default()
         };
         let store: Arc<dyn Store> = if self.etcd.is_given() {

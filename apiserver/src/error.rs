@@ -160,6 +160,11 @@ impl ApiError {
         ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", message)
     }
 
+    /// 408: the rest of the request does not come.
+    pub fn late_body(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "Timeout", message)
+    }
+
     /// 409: an object of that name is there already.
     pub fn already_exists(resource: &Resource, name: &str) -> ApiError {
         let message = format!("{} \"{name}\" already exists", resource.qualified());

@@ -21,6 +21,7 @@ use crate::audit::{self, Audit, AuditError};
 use crate::auth::{Tokens, User};
 use crate::cluster::{self, ClusterError};
 use crate::kubeconfig::{self, Access, KubeconfigError};
+use crate::lanes;
 use crate::logs::HttpsLogSource;
 use crate::membership::Membership;
 use crate::peers::HttpsPeers;
@@ -50,6 +51,8 @@ pub struct Options {
     pub encryption_key: Option<PathBuf>,
     /// What is written down about requests, and where; `None`: nothing.
     pub audit: Option<audit::Options>,
+    /// How much is done at once.
+    pub limits: lanes::Limits,
 }
 
 impl Default for Options {
@@ -62,6 +65,7 @@ impl Default for Options {
             agent_life: AGENT_LIFE,
             encryption_key: None,
             audit: None,
+            limits: lanes::Limits::default(),
         }
     }
 }
@@ -181,6 +185,7 @@ pub async fn start(
         membership,
     };
     let state = State::start(config).await?;
+    state.lanes.limit_by(options.limits);
     if let Some(audit) = audit {
         state.audit_by(audit);
     }

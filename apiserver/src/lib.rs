@@ -24,6 +24,7 @@ pub mod hub;
 pub mod keys;
 pub mod kinds;
 pub mod kubeconfig;
+pub mod lanes;
 pub mod launch;
 pub mod limits;
 pub mod logs;

@@ -2,12 +2,54 @@
 
 use std::time::Duration;
 
+use crate::lanes::seats::Limits as Lane;
+
 /// The largest body of a request. As Kubernetes: room for an object of 1 MiB in any encoding, and its patch.
 pub const BODY_BYTES: usize = 3 << 20;
 /// What is read and thrown away of a larger body, so that its sender gets to see the answer: a few times what is allowed.
 pub const BODY_BYTES_DISCARDED: usize = 16 << 20;
 /// For how long.
 pub const BODY_DISCARD_WAIT: Duration = Duration::from_secs(2);
+/// How long a body may take to come, for its sender holds a seat meanwhile: the largest takes as long at 100 KB a second.
+pub const BODY_WAIT: Duration = Duration::from_secs(30);
+
+/// Requests of users that are worked on at once. One is worked on for a few milliseconds, and waits for the store most of them: so many are 25,000 a
+/// second and more than the store can take, and with what each holds (3 MiB at most, a few KB as a rule) they fit into memory.
+pub const USERS_SEATS: usize = 256;
+/// The lane of users. What waits for 5 s behind seats that are left every few milliseconds is a flood.
+pub const USERS: Lane = Lane {
+    seats: USERS_SEATS,
+    waiting_of_user: 128,
+    waiting: 2_048,
+};
+/// The lane of agents and controllers: a status of each of 5,000 agents at once, and the plans of a leader, wait their turn.
+pub const SYSTEM: Lane = Lane {
+    seats: 256,
+    waiting_of_user: 512,
+    waiting: 12_000,
+};
+/// The lane of heartbeats, which take microseconds: two of each of 5,000 agents may come at once, and elections of teams.
+pub const LEASES: Lane = Lane {
+    seats: 64,
+    waiting_of_user: 16,
+    waiting: 12_000,
+};
+/// Those who are not counted.
+pub const EXEMPT: Lane = Lane {
+    seats: usize::MAX,
+    waiting_of_user: 1,
+    waiting: 1,
+};
+/// How long a request waits for a seat: half of the time that clients of ours give a call.
+pub const SEAT_WAIT: Duration = Duration::from_secs(5);
+/// How long a heartbeat waits: a leader has 3 s.
+pub const LEASE_WAIT: Duration = Duration::from_secs(1);
+/// When a request is to be tried again that found no seat. As Kubernetes.
+pub const COME_AGAIN_SECONDS: u32 = 1;
+/// When a watch is to be tried again that was one too many: those that are open stay so for minutes.
+pub const COME_LATER_SECONDS: u32 = 10;
+/// Watches, logs and sessions of one user that are open at once: a watch of each of 20 kinds from 50 places. Each costs a few KB.
+pub const LASTING_OF_USER: usize = 1_000;
 /// The largest object. The store takes transactions of 1.5 MB, as etcd does.
 pub const OBJECT_BYTES: usize = 1 << 20;
 /// Bytes of all values of a secret together, as Kubernetes.

@@ -16,6 +16,7 @@ use crate::auth::Authenticate;
 use crate::background;
 use crate::hub::{self, Hub};
 use crate::keys;
+use crate::lanes::{self, Lanes};
 use crate::logs::LogSource;
 use crate::membership::Membership;
 use crate::newest::Newest;
@@ -61,6 +62,8 @@ pub struct State {
     pub authorizer: Authorizer,
     /// The tokens of service accounts.
     pub accounts: Accounts,
+    /// Who is served when.
+    pub lanes: Lanes,
     /// What is counted.
     pub metrics: Metrics,
     /// The uid of the cluster, as the header that every answer has. Whoever remembers it notices another cluster behind an address.
@@ -124,6 +127,7 @@ impl State {
             logs: config.logs,
             membership: config.membership,
             accounts,
+            lanes: Lanes::new(lanes::Limits::default()),
             metrics: Metrics::new(),
             cluster,
             audit: OnceLock::new(),

@@ -82,6 +82,20 @@ impl<'a> About<'a> {
     }
 }
 
+impl About<'_> {
+    /// Whether it asks how the server is.
+    pub(super) fn asks_health(&self) -> bool {
+        let paths = ["/livez", "/readyz", "/healthz"];
+        self.target.is_none() && paths.iter().any(|health| self.path.starts_with(health))
+    }
+
+    /// Whether it keeps or wins a lease, or looks at one to do so, as agents and leaders do all the time.
+    pub(super) fn keeps_lease(&self) -> bool {
+        let leases = |target: &Target| target.group == "coordination.k8s.io" && target.plural == "leases";
+        self.target.is_some_and(leases) && !matches!(&*self.verb, "list" | "watch" | "deletecollection")
+    }
+}
+
 fn lower(method: &Method) -> Cow<'static, str> {
     Cow::Borrowed(match *method {
         Method::GET => "get",
@@ -128,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    /// `verb`, then `lasts` and `changes` when they are so.
+    /// `verb`, then `lasts`, `changes`, `health` and `lease` when they are so.
     fn told(method: &str, uri: &str) -> String {
         let (parts, ()) = Request::builder()
             .method(method)
@@ -138,7 +152,12 @@ mod tests {
             .into_parts();
         let path = Path::parse(parts.uri.path());
         let about = About::of(&path, &parts);
-        let flags = [(about.lasts, " lasts"), (about.changes(), " changes")];
+        let flags = [
+            (about.lasts, " lasts"),
+            (about.changes(), " changes"),
+            (about.asks_health(), " health"),
+            (about.keeps_lease(), " lease"),
+        ];
         let flags: String = flags.into_iter().filter_map(|(is, word)| is.then_some(word)).collect();
         format!("{}{flags}", about.attributes().verb)
     }
@@ -160,8 +179,9 @@ mod tests {
             ("PATCH", format!("{tasks}/t"), "patch changes"),
             ("DELETE", format!("{tasks}/t"), "delete changes"),
             ("DELETE", tasks.to_owned(), "deletecollection changes"),
-            ("POST", format!("{leases}/l/renew"), "create"),
-            ("POST", leases.to_owned(), "create changes"),
+            ("POST", format!("{leases}/l/renew"), "create lease"),
+            ("GET", leases.to_owned(), "list"),
+            ("POST", leases.to_owned(), "create changes lease"),
             (
                 "POST",
                 "/apis/authentication.k8s.io/v1/tokenreviews".to_owned(),
@@ -170,7 +190,7 @@ mod tests {
             ("GET", "/muster/v1/watch?resources=a".to_owned(), "get lasts"),
             ("PUT", "/muster/v1/plan".to_owned(), "put"),
             ("POST", "/muster/v1/join".to_owned(), "post changes"),
-            ("GET", "/readyz".to_owned(), "get"),
+            ("GET", "/readyz".to_owned(), "get health"),
             ("BREW", "/pot".to_owned(), "brew changes"),
         ] {
             assert_eq!(told(method, &uri), expect, "{method} {uri}");

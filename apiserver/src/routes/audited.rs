@@ -259,7 +259,7 @@ impl Record {
             if self.verdict.has(Stage::ResponseStarted) {
                 self.write(Stage::ResponseStarted).await;
             }
-            lasting.keep(self);
+            lasting.keep_record(self);
             return response;
         }
         if self.verdict.level == Level::RequestResponse {

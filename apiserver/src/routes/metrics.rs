@@ -17,6 +17,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::error::{ApiError, Result};
+use crate::lanes::{Lane, Lanes};
 use crate::state::State;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,6 +43,17 @@ struct ResourceLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabels {
+    lane: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InLaneLabels {
+    lane: &'static str,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AuditLabels {
     outcome: &'static str,
 }
@@ -56,6 +68,9 @@ pub struct Metrics {
     writes: Family<PartLabels, Histogram, fn() -> Histogram>,
     audited: Family<AuditLabels, Counter<u64, AtomicU64>>,
     audit_failing: Number,
+    lane_seats: Family<LaneLabels, Number>,
+    lane_requests: Family<InLaneLabels, Number>,
+    lane_refused: Family<LaneLabels, Counter<u64, AtomicU64>>,
     watches: Family<ResourceLabels, Number>,
     objects: Family<ResourceLabels, Number>,
     revision: Number,
@@ -87,6 +102,9 @@ impl Metrics {
             writes: Family::new_with_constructor(histogram as fn() -> Histogram),
             audited: Family::default(),
             audit_failing: Number::default(),
+            lane_seats: Family::default(),
+            lane_requests: Family::default(),
+            lane_refused: Family::default(),
             watches: Family::default(),
             objects: Family::default(),
             revision: Number::default(),
@@ -118,6 +136,21 @@ impl Metrics {
             "muster_audit_failing",
             "Whether the audit log cannot be written, so that nothing is changed",
             metrics.audit_failing.clone(),
+        );
+        registry.register(
+            "muster_lane_seats",
+            "Requests that a lane works on at once",
+            metrics.lane_seats.clone(),
+        );
+        registry.register(
+            "muster_lane_requests",
+            "Requests of a lane that are worked on (seated), wait for that, or go on after their answer began (lasting)",
+            metrics.lane_requests.clone(),
+        );
+        registry.register(
+            "muster_lane_refused",
+            "Requests that were told to come again",
+            metrics.lane_refused.clone(),
         );
         registry.register("muster_watches", "Watches that are open", metrics.watches.clone());
         registry.register("muster_objects", "Objects that are stored", metrics.objects.clone());
@@ -158,6 +191,29 @@ impl Metrics {
         for (part, took) in [("store", stored), ("show", shown)] {
             let histogram = self.writes.get_or_create(&PartLabels { part });
             histogram.observe(took.as_secs_f64());
+        }
+    }
+
+    fn count_lanes(&self, lanes: &Lanes) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for lane in Lane::ALL {
+            let (census, lane) = (lanes.census(lane), lane.name());
+            if census.seats > 0 {
+                self.lane_seats
+                    .get_or_create(&LaneLabels { lane })
+                    .set(number(census.seats));
+            }
+            for (state, count) in [
+                ("seated", census.seated),
+                ("waiting", census.waiting),
+                ("lasting", census.lasting),
+            ] {
+                self.lane_requests
+                    .get_or_create(&InLaneLabels { lane, state })
+                    .set(number(count));
+            }
+            let refused = self.lane_refused.get_or_create(&LaneLabels { lane });
+            refused.inner().store(census.refused, Ordering::Relaxed);
         }
     }
 
@@ -206,6 +262,7 @@ pub(super) fn show(state: &State) -> Result<Response> {
     metrics
         .revision
         .set(i64::try_from(state.hub.revision()).unwrap_or(i64::MAX));
+    metrics.count_lanes(&state.lanes);
     if let Some(audit) = state.audit() {
         let counts = audit.log.counts();
         for (outcome, count) in [("written", counts.written), ("lost", counts.lost)] {

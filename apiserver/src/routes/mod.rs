@@ -42,6 +42,7 @@ use crate::accounts::Accounts;
 use crate::auth::{self, Attributes, Decision, User};
 use crate::error::{ApiError, Result};
 use crate::granted;
+use crate::lanes::Lane;
 use crate::params::Query;
 use crate::registry::Kind;
 use crate::revoked;
@@ -107,13 +108,25 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
     let (resource, name) = path.label();
     let about = About::of(&path, &parts);
     let lasting = about.lasts.then(Lasting::default);
+    let wants = (about.asks_health(), about.keeps_lease());
+    let served = about
+        .target
+        .is_some_and(|of| state.resources.find(&of.group, &of.version, &of.plural).is_some());
     let sender = authenticate(&state, &parts).map(User::authenticated);
     let mut record = Record::begin(&state, sender.as_ref().ok(), &about, &parts);
     if let Some(lasting) = &lasting {
         parts.extensions.insert(lasting.clone());
     }
     let trail = Arc::new(Trail::default());
-    let work = answer(&state, sender, path, (parts, body), record.as_mut(), trail.clone());
+    let work = answer(
+        &state,
+        sender,
+        path,
+        (parts, body),
+        record.as_mut(),
+        trail.clone(),
+        wants,
+    );
     let answered = match AssertUnwindSafe(work).catch_unwind().await {
         Ok(answered) => answered.and_then(|response| decided(response, &trail)),
         Err(panic) => {
@@ -144,9 +157,15 @@ async fn handle(Extract(state): Extract<Arc<State>>, request: Request<Body>) -> 
     response
         .headers_mut()
         .insert(names::HEADER_CLUSTER, state.cluster.clone());
+    // Nobody makes up labels: what was refused may be anything.
+    let resource = if response.status().is_client_error() && !served {
+        ""
+    } else {
+        &*resource
+    };
     state
         .metrics
-        .request(method.as_str(), &resource, response.status().as_u16(), began.elapsed());
+        .request(method.as_str(), resource, response.status().as_u16(), began.elapsed());
     response
 }
 
@@ -202,7 +221,7 @@ pub(crate) fn identify(state: &State, token: &str, audiences: &[String]) -> Resu
     Ok((user, vec![own.to_owned()]))
 }
 
-/// Finds out as whom the sender acts, writes down that the request is there, and lets it be done.
+/// Finds out as whom the sender acts, waits for a seat, writes down that the request is there, and lets it be done.
 async fn answer(
     state: &Arc<State>,
     sender: Result<User>,
@@ -210,6 +229,7 @@ async fn answer(
     (parts, mut body): (Parts, Body),
     record: Option<&mut Record>,
     trail: Arc<Trail>,
+    (health, lease): (bool, bool),
 ) -> Result<Response> {
     let acting = impersonation::acting(&state.authorizer, sender?, &parts.headers);
     let user = acting.inspect_err(|error| {
@@ -217,10 +237,19 @@ async fn answer(
             trail.note(Decision::Refused(error.message.clone()));
         }
     })?;
+    let mut record = record;
+    if let Some(record) = &mut record
+        && impersonation::is_wanted(&parts.headers)
+    {
+        record.acts_as(&user);
+    }
+    let lane = Lane::of(&user, health, lease);
+    // Until the answer begins.
+    let _seat = state.lanes.enter(lane, &user.name).await?;
+    if let Some(lasting) = parts.extensions.get::<Lasting>() {
+        lasting.keep_stay(state.lanes.stay(lane, &user.name)?);
+    }
     if let Some(record) = record {
-        if impersonation::is_wanted(&parts.headers) {
-            record.acts_as(&user);
-        }
         record.receive(&parts, &mut body).await?;
     }
     dispatch(state, path, parts, body, user, trail).await

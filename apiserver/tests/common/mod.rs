@@ -214,6 +214,11 @@ impl Server {
         self.user(User::new("jo", &["ml"]))
     }
 
+    /// A user of these groups.
+    pub fn user_in(&self, name: &str, groups: &[&str]) -> Client<'_> {
+        self.user(User::new(name, groups))
+    }
+
     pub fn anonymous(&self) -> Client<'_> {
         Client {
             server: self,

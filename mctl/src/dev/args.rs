@@ -16,6 +16,7 @@ use muster_api::ports::PortSet;
 use muster_api::quantity::{ByteSize, Scalar};
 use muster_apiserver::audit::AuditArgs;
 use muster_apiserver::etcd_args::EtcdArgs;
+use muster_apiserver::lanes::LaneArgs;
 
 pub use super::invitation::Join;
 
@@ -142,6 +143,9 @@ pub struct ServerArgs {
     /// What is written down about requests.
     #[command(flatten)]
     pub audit: AuditArgs,
+    /// How much is done at once.
+    #[command(flatten)]
+    pub lanes: LaneArgs,
 }
 
 /// What can be said about an agent, from anywhere.

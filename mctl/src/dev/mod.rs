@@ -303,6 +303,7 @@ pub async fn server(args: ServerArgs, terminal: &mut Terminal) -> Outcome {
         agent_life: args.agent_certificates.duration(),
         encryption_key: args.encryption_key.clone(),
         audit: args.audit.options(),
+        limits: args.lanes.limits(),
     };
     if let Some(token) = &args.join {
         let name = args.name.clone().unwrap_or_else(agents::own_name);
