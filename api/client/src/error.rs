@@ -34,7 +34,7 @@ pub enum Error {
     /// Another refusal, which the same call will meet again.
     #[error("{}", text(.0))]
     Refused(Box<Status>),
-    /// 429 and 5xx: the server cannot now. A write may have happened.
+    /// 429 and 5xx: the server cannot now. A write may have happened, unless it is a 429.
     #[error("{}", text(.status))]
     Retryable {
         /// What the server said.

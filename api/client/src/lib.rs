@@ -172,8 +172,22 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(|source| Error::decode(what, source))
     }
 
-    /// Sends a request and gives the answer once it is known to be a good one; its body is still to be read.
+    /// Sends a request, again while the server has too much to do, and gives the answer once it is known to be a good one; its body is still to
+    /// be read.
     async fn open(&self, request: Call<'_>) -> Result<Response<Body>> {
+        for _ in 0..TRIES_AGAIN {
+            match self.open_once(request.clone()).await {
+                Err(error) => match again(&error) {
+                    Some(after) => tokio::time::sleep(after).await,
+                    None => return Err(error),
+                },
+                opened => return opened,
+            }
+        }
+        self.open_once(request).await
+    }
+
+    async fn open_once(&self, request: Call<'_>) -> Result<Response<Body>> {
         let response = self.kube.send(request.into_http()?).await?;
         if response.status().is_success() {
             return Ok(response);
@@ -194,6 +208,22 @@ impl Client {
 async fn collect(body: Body) -> Result<Bytes> {
     let limited = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
     Ok(limited.map_err(Error::Transport)?.to_bytes())
+}
+
+/// How often a call is sent again that was refused because too much was asked for at once (429), if the server says when.
+const TRIES_AGAIN: u32 = 4;
+/// The longest wait in between, so that all of it is within [`DEADLINE`].
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// When a request that was refused so is to be sent again: nothing has been done about it, so that it may be a write.
+fn again(error: &Error) -> Option<Duration> {
+    match error {
+        Error::Retryable {
+            status,
+            after: Some(after),
+        } if status.code == 429 && *after <= WAIT_MAX => Some(*after),
+        _ => None,
+    }
 }
 
 /// One request.

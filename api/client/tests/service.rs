@@ -1,6 +1,7 @@
 //! The client against small services in the same process.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use muster_client::kube::api::{Api, ListParams};
 use muster_client::kube::client::Body;
 use muster_client::{Client, DEADLINE, Error, Fence, Patch, Preconditions};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// What the service was asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -200,6 +202,43 @@ async fn a_refusal_keeps_what_the_server_said() {
         .await
         .expect_err("refused");
     assert!(matches!(error, Error::NotFound(_)), "{error:?}");
+}
+
+/// Answers so many times that there is too much to do, and then well.
+fn busy(times: u32, after: &'static str) -> (Client, Arc<AtomicU32>) {
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = asked.clone();
+    let service = tower::service_fn(move |_: Request<Body>| {
+        let refused = count.fetch_add(1, Ordering::Relaxed) < times;
+        let (code, body) = if refused {
+            (429, status(429, "TooManyRequests"))
+        } else {
+            (200, json!({}))
+        };
+        let response = Response::builder().status(code).header("retry-after", after);
+        let response = response.body(Full::new(Bytes::from(body.to_string())));
+        async move { Ok::<_, Infallible>(response.expect("it is written here")) }
+    });
+    (Client::in_process(service, "secret"), asked)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_too_much_to_do_is_asked_again_when_it_says() {
+    let begun = Instant::now();
+    let (client, asked) = busy(2, "1");
+    client
+        .put_plan(&Default::default())
+        .await
+        .expect("done in the end, though it is a write");
+    assert_eq!((asked.load(Ordering::Relaxed), begun.elapsed().as_secs()), (3, 2));
+    // Not for ever, and not when that takes long.
+    let (client, asked) = busy(100, "1");
+    let error = client.put_plan(&Default::default()).await.expect_err("too busy");
+    assert!(matches!(error, Error::Retryable { after: Some(_), .. }), "{error:?}");
+    assert_eq!(asked.load(Ordering::Relaxed), 5);
+    let (client, asked) = busy(100, "60");
+    client.put_plan(&Default::default()).await.expect_err("too busy");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]
