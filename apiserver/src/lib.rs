@@ -47,6 +47,7 @@ pub mod state;
 pub mod streams;
 pub mod table;
 pub mod tls;
+mod usage;
 mod views;
 
 pub use routes::router;
