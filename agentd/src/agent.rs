@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use muster_api::env::Env;
 use muster_api::v1::Task;
 use muster_client::{Client, Error as CallError};
-use muster_runtime::{Container, Runtime};
+use muster_runtime::{Container, Runtime, State};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
@@ -38,6 +38,7 @@ use crate::register::Health;
 use crate::report::{self, Deferred};
 use crate::session::Session;
 use crate::sources::{Read, SourceKey, Sources};
+use crate::spec;
 use crate::trust::{Known, Trust};
 use crate::view::{View, ViewEvent};
 use crate::volumes::Places;
@@ -346,6 +347,7 @@ impl Agent {
         }
         let session = session.filter(|_| trusted);
         let disk = self.parts.health.borrow().disk.clone();
+        self.parts.devices.held(self.held());
         let orphans = self.orphans.look(&self.view, &self.containers, now);
         self.ask(now);
         let plan = plan::plan(&PlanInput {
@@ -379,6 +381,15 @@ impl Agent {
         .min();
         self.carry_out(plan, session, now);
         self.clear();
+    }
+
+    /// The devices of containers that live.
+    fn held(&self) -> BTreeSet<String> {
+        let alive = self
+            .containers
+            .iter()
+            .filter(|container| !matches!(container.state, State::Exited(_)));
+        alive.flat_map(spec::devices).map(str::to_owned).collect()
     }
 
     /// Whether the list is good.

@@ -94,6 +94,9 @@ pub(crate) struct Args {
     /// Its private key, PEM.
     #[arg(long, value_name = "PATH")]
     key: Option<PathBuf>,
+    /// Where metrics are served for Prometheus besides, without TLS and to anybody who can reach it, such as 127.0.0.1:9400.
+    #[arg(long, value_name = "ADDRESS", requires = "listen")]
+    metrics_listen: Option<SocketAddr>,
     /// Stops all tasks when the agent is told to stop. Otherwise they go on, and the next start of the agent finds them.
     #[arg(long)]
     stop_tasks_on_shutdown: bool,
@@ -252,6 +255,7 @@ impl Args {
                 cert: file(cert)?,
                 key: file(key)?,
             }),
+            metrics: self.metrics_listen,
         }))
     }
 

@@ -19,7 +19,9 @@ pub mod executor;
 pub mod feed;
 pub mod limits;
 pub mod machine;
+pub mod metrics;
 pub mod orphans;
+pub mod plain;
 pub mod plan;
 pub mod pulls;
 pub mod register;
@@ -35,6 +37,7 @@ pub mod status;
 pub mod streams;
 pub mod tls;
 pub mod trust;
+pub mod usage;
 pub mod view;
 pub mod volumes;
 
@@ -60,6 +63,7 @@ use devices::DeviceSource;
 use limits::{REQUEST_DEADLINE, VIEW_EVENTS};
 use register::{Health, Profile, Registrar};
 use session::{Identity, Keeper, Session};
+use usage::Meter;
 use volumes::Places;
 
 /// How long a session lasts without renewal when nothing else is said.
@@ -80,7 +84,7 @@ pub struct Config {
     pub versions: Versions,
     /// How long its session lasts without renewal; whole seconds.
     pub session_ttl: Duration,
-    /// The node server, for logs; `None`: there is none.
+    /// The node server, for logs, streams and what is used; `None`: there is none.
     pub server: Option<NodeServer>,
     /// Where it keeps what it knows of the cluster.
     pub data: DataDir,
@@ -100,6 +104,8 @@ pub struct NodeServer {
     pub advertise: Option<String>,
     /// Its certificate and whom it trusts; connections that come later see the newest.
     pub tls: watch::Receiver<tls::Material>,
+    /// Where metrics are served in the clear, besides.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Why an agent cannot go on.
@@ -111,8 +117,8 @@ pub enum Error {
     /// The name belongs to another machine, or to a later copy of this one's disk.
     #[error(transparent)]
     Refused(#[from] register::Refused),
-    /// The node server cannot listen.
-    #[error("the node server cannot listen on {address}")]
+    /// The node server, or that of the metrics, cannot listen.
+    #[error("the agent cannot listen on {address}")]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -142,7 +148,32 @@ pub async fn run(
 ) -> Result<(), Error> {
     let mut helpers: JoinSet<Result<(), Error>> = JoinSet::new();
     let address = match &config.server {
-        Some(server) => Some(listen(server, &runtime, &env, &mut helpers).await?),
+        Some(server) => {
+            let meter = Meter::new(
+                &config.name,
+                Arc::clone(&runtime),
+                Arc::clone(&devices),
+                Arc::clone(&env),
+            );
+            let meter = Arc::new(meter);
+            let router =
+                server::router(Arc::clone(&runtime), Arc::clone(&env)).merge(usage::routes(Arc::clone(&meter)));
+            let address = listen(server, router, &mut helpers).await?;
+            if let Some(address) = server.metrics {
+                let failed = |source| Error::Listen { address, source };
+                let listener = TcpListener::bind(address).await.map_err(failed)?;
+                let router = usage::metrics_route(Arc::clone(&meter));
+                helpers.spawn(async move {
+                    plain::serve(listener, router).await;
+                    Ok(())
+                });
+            }
+            helpers.spawn(async move {
+                meter.run().await;
+                Ok(())
+            });
+            Some(address)
+        }
         None => None,
     };
     let (clusters_out, clusters) = watch::channel(BTreeSet::new());
@@ -236,8 +267,7 @@ async fn release(session: &Session) {
 
 async fn listen(
     server: &NodeServer,
-    runtime: &Arc<dyn Runtime>,
-    env: &Arc<dyn Env>,
+    router: axum::Router,
     helpers: &mut JoinSet<Result<(), Error>>,
 ) -> Result<String, Error> {
     let failed = |source| Error::Listen {
@@ -247,7 +277,6 @@ async fn listen(
     let listener = TcpListener::bind(server.listen).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
     let acceptors = tls::Acceptors::new(server.tls.clone())?;
-    let router = server::router(Arc::clone(runtime), Arc::clone(env));
     helpers.spawn(async move {
         server::serve(listener, acceptors, router).await;
         Ok(())

@@ -123,6 +123,25 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a followed log is looked at while its container runs: output makes no event.
 pub const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Connections to the listener of the metrics at a time: a few that gather them, and a person.
+pub const PLAIN_CONNECTIONS: usize = 16;
+/// How long one of them lasts.
+pub const PLAIN_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How often what tasks use is measured: often enough for somebody who looks, seldom enough that a thousand tasks (0.2 s of one CPU) are two
+/// hundredths of one.
+pub const USAGE_EVERY: Duration = Duration::from_secs(10);
+/// How long after the first measurement the second is made.
+pub const USAGE_FIRST: Duration = Duration::from_secs(1);
+/// How long one measurement may take.
+pub const USAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// Measurements that are older are not told: three in a row have failed.
+pub const USAGE_LATE: Duration = Duration::from_secs(35);
+/// Tasks of one agent that are told of: a line of 400 bytes each in an answer of 8 MiB at most, and more than run on any machine.
+pub const TASKS_MEASURED: usize = 5_000;
+/// Readings of GPUs that are older are not told: the driver hangs. They are made every other second.
+pub const READINGS_LATE: Duration = Duration::from_secs(10);
+
 /// The largest file of a device's vendor that is read: a node with a hundred devices of ten nodes each takes a tenth of it.
 pub const CDI_FILE_BYTES: u64 = 1 << 20;
 

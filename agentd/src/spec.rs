@@ -18,6 +18,8 @@ pub const LABEL_UID: &str = "muster.dev/task-uid";
 pub const LABEL_NAMESPACE: &str = "muster.dev/namespace";
 /// Label: the name of the task.
 pub const LABEL_TASK: &str = "muster.dev/task";
+/// Label: the framework of the task.
+pub const LABEL_FRAMEWORK: &str = "muster.dev/framework";
 /// Label: which run of the task's command, from 1.
 pub const LABEL_ATTEMPT: &str = "muster.dev/attempt";
 /// Label: the boot of the machine that the container was made in.
@@ -130,6 +132,7 @@ fn labels(task: &Task, attempt: u32, devices: &[&str]) -> BTreeMap<String, Strin
         (LABEL_UID, uid(task).to_owned()),
         (LABEL_NAMESPACE, task.namespace().to_owned()),
         (LABEL_TASK, task.name().to_owned()),
+        (LABEL_FRAMEWORK, task.spec.framework.clone()),
         (LABEL_ATTEMPT, attempt.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))

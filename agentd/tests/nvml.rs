@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use muster_agentd::devices::driver::Places;
 use muster_agentd::devices::{DeviceSource, NoGpus, NvmlConfig, NvmlDevices};
 use muster_api::device::{Device, DeviceHealth};
-use muster_api::env::SystemEnv;
+use muster_api::env::{Env as _, SystemEnv};
 use muster_api::topology::{Path as Way, between};
+use muster_api::usage::{Counts, GpuReading, Recovery};
 use tempfile::TempDir;
 
 /// How long something may take that happens within a second.
@@ -200,6 +201,220 @@ fn a_fault_is_seen_at_once_and_only_on_its_gpu() {
     assert!(changes.has_changed().expect("it lives"));
     assert_eq!(devices.fault("GPU-a"), None);
     assert_eq!(devices.discover()[0].health, DeviceHealth::Healthy);
+}
+
+const READINGS: &str = "read GPU-a temperature 64
+read GPU-a slowdown 90
+read GPU-a power 672500
+read GPU-a power-limit 700000
+read GPU-a utilization 98
+read GPU-a memory-utilization 40
+read GPU-a used-mib 72704
+read GPU-a sm-clock 1980
+read GPU-a corrected 2
+read GPU-a uncorrected 0
+read GPU-a corrected-ever 12
+read GPU-a remapped-corrected 1
+read GPU-a remapping 0
+read GPU-a memory-temperature 71
+read GPU-a throttle 4
+read GPU-a replays 3
+read GPU-a recovery 0
+process GPU-a 4711 72704
+";
+
+/// Waits until the readings of a GPU are what is expected.
+#[track_caller]
+fn until_read(devices: &NvmlDevices, uuid: &str, expect: impl Fn(&GpuReading) -> bool) -> GpuReading {
+    let started = Instant::now();
+    loop {
+        let readings = devices.readings();
+        if let Some(reading) = readings.gpus.get(uuid).filter(|reading| expect(reading)) {
+            return reading.clone();
+        }
+        assert!(started.elapsed() < PATIENCE, "{readings:?}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn readings_are_told_and_what_a_card_does_not_support_is_missing() {
+    let machine = Machine::new(&format!("{TWO}{READINGS}"));
+    let devices = machine.open("b1").expect("there are GPUs");
+    let reading = until_read(&devices, "GPU-a", |reading| reading.processes.is_some());
+    let expect = GpuReading {
+        temperature: Some(64),
+        memory_temperature: Some(71),
+        slowdown_temperature: Some(90),
+        power_milliwatts: Some(672_500),
+        power_limit_milliwatts: Some(700_000),
+        utilization: Some(98),
+        memory_utilization: Some(40),
+        memory_total_bytes: Some(81_559 << 20),
+        memory_used_bytes: Some(72_704 << 20),
+        memory_free_bytes: Some(8_855 << 20),
+        memory_reserved_bytes: Some(0),
+        sm_clock_mhz: Some(1980),
+        ecc_volatile: Counts {
+            corrected: Some(2),
+            uncorrected: Some(0),
+        },
+        ecc_aggregate: Counts {
+            corrected: Some(12),
+            uncorrected: None,
+        },
+        remapped_rows: Counts {
+            corrected: Some(1),
+            uncorrected: None,
+        },
+        remap_pending: Some(false),
+        throttle_reasons: Some(4),
+        pcie_replays: Some(3),
+        drawing_bytes: Some(0),
+        processes: Some([(4711, 72_704 << 20)].into()),
+        recovery: Some(Recovery::None),
+        last_xid: Some(0),
+        ..GpuReading::default()
+    };
+    assert_eq!(reading, expect);
+    let other = until_read(&devices, "GPU-b", |reading| reading.processes.is_some());
+    assert_eq!(
+        (other.temperature, other.power_milliwatts),
+        (None, None),
+        "it supports neither"
+    );
+    assert_eq!(devices.discover()[1].health, DeviceHealth::Healthy);
+}
+
+#[test]
+fn a_driver_that_hangs_keeps_nobody_waiting_and_delays_no_event() {
+    let machine = Machine::new(&format!("{TWO}{READINGS}hang GPU-a\n"));
+    let devices = machine.open("b1").expect("there are GPUs");
+    assert_eq!(devices.readings().at, None, "nothing was read yet");
+    machine.script(&format!("{TWO}{READINGS}hang GPU-a\nxid GPU-a 48\n"));
+    until(&devices, "GPU-a", |device| device.health == DeviceHealth::Cordoned);
+    assert_eq!(devices.readings().at, None);
+    machine.script(&format!("{TWO}{READINGS}xid GPU-a 48\n"));
+    let reading = until_read(&devices, "GPU-a", |reading| reading.temperature.is_some());
+    assert_eq!(reading.last_xid, Some(48));
+}
+
+/// A card in good order that can be read.
+const GOOD: &str = "read GPU-a temperature 60
+read GPU-a slowdown 90
+read GPU-a uncorrected 0
+read GPU-a throttle 4
+read GPU-a remapping 0
+read GPU-a remap-failed 0
+read GPU-a recovery 0
+";
+
+#[test]
+fn every_way_to_tell_of_a_fault_leads_to_its_verdict() {
+    use DeviceHealth::{Cordoned, Faulty, Suspect};
+    for (told, health, part) in [
+        ("xid GPU-a 48", Cordoned, "XID 48"),
+        ("xid GPU-a 79", Faulty, "XID 79"),
+        ("xid GPU-a 74", Suspect, "NVLink"),
+        ("lost GPU-a", Faulty, "fell off the bus"),
+        ("read GPU-a uncorrected 1", Suspect, "(1 since the driver was loaded)"),
+        ("read GPU-a temperature 95", Suspect, "(95C, and 90C is the limit)"),
+        ("read GPU-a throttle 64", Suspect, "too hot"),
+        ("read GPU-a throttle 128", Suspect, "power supply"),
+        ("read GPU-a remapping 1", Suspect, "wait to be replaced"),
+        ("read GPU-a remap-failed 1", Faulty, "exchanged"),
+        ("read GPU-a retiring 1", Suspect, "wait to be retired"),
+        ("read GPU-a recovery 4", Suspect, "wants a reset"),
+        ("read GPU-a recovery 1", Cordoned, "wants a reset"),
+        ("read GPU-a recovery 2", Faulty, "wants a restart"),
+    ] {
+        let machine = Machine::new(&format!("{TWO}{GOOD}"));
+        let devices = machine.open("b1").expect("there are GPUs");
+        until_read(&devices, "GPU-a", |reading| reading.slowdown_temperature.is_some());
+        assert_eq!(devices.discover()[0].health, DeviceHealth::Healthy);
+        let started = Instant::now();
+        machine.script(&format!("{TWO}{GOOD}{told}\n"));
+        let device = until(&devices, "GPU-a", |device| device.health != DeviceHealth::Healthy);
+        println!("{told}: {} ms", started.elapsed().as_millis());
+        assert_eq!(device.health, health, "{device:?}");
+        assert!(device.message.contains(part), "{device:?}");
+        assert_eq!(devices.fault("GPU-a").is_some(), !health.is_usable(), "{told}");
+        assert_eq!(devices.fault("GPU-b"), None, "{told}");
+    }
+}
+
+/// Waits until everything was read once more, and what it tells was heard.
+fn until_read_again(devices: &NvmlDevices) {
+    let (before, started) = (devices.readings().at, Instant::now());
+    while devices.readings().at == before {
+        assert!(started.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+}
+
+fn held(devices: &NvmlDevices, uuids: &[&str]) {
+    devices.held(uuids.iter().map(|uuid| (*uuid).to_owned()).collect());
+}
+
+#[test]
+fn what_a_task_has_left_on_its_gpu_keeps_the_next_one_waiting_and_is_told() {
+    let machine = Machine::new(&format!("{TWO}process GPU-a 4711 3072\n"));
+    let devices = machine.open("b1").expect("there are GPUs");
+    let used = |reading: &GpuReading| reading.processes.as_ref().is_some_and(|all| !all.is_empty());
+    until_read(&devices, "GPU-a", used);
+    assert_eq!(devices.occupied("GPU-a"), None, "nobody has said what tasks have");
+    held(&devices, &["GPU-a"]);
+    assert_eq!(devices.occupied("GPU-a"), None, "its task uses it");
+    held(&devices, &[]);
+    let why = devices.occupied("GPU-a").expect("it was not looked at since");
+    assert!(why.contains("has just ended"), "{why}");
+    until_read_again(&devices);
+    let why = devices
+        .occupied("GPU-a")
+        .expect("its task has gone, and something is there");
+    assert!(why.starts_with("process 4711 uses it, with 3.0Gi"), "{why}");
+    assert_eq!(devices.occupied("GPU-b"), None);
+    let device = until(&devices, "GPU-a", |device| device.health == DeviceHealth::Cordoned);
+    assert!(device.message.contains("process 4711"), "{device:?}");
+    assert_eq!(
+        devices.fault("GPU-a"),
+        None,
+        "it has no fault: what waits for it goes on waiting"
+    );
+    let mut changes = devices.changes().expect("they change");
+    changes.mark_unchanged();
+    machine.script(TWO);
+    until(&devices, "GPU-a", |device| device.health == DeviceHealth::Healthy);
+    assert_eq!(devices.occupied("GPU-a"), None);
+    assert!(changes.has_changed().expect("it lives"), "who waits is woken");
+}
+
+#[test]
+fn a_gpu_that_was_seen_to_is_let_in_again_when_its_self_test_passes() {
+    let machine = Machine::new(&format!("{TWO}{GOOD}"));
+    let devices = machine.open("b1").expect("there are GPUs");
+    held(&devices, &[]);
+    machine.script(&format!("{TWO}{GOOD}xid GPU-a 48\nread GPU-a remapping 1\n"));
+    until(&devices, "GPU-a", |device| device.health == DeviceHealth::Cordoned);
+    until_read(&devices, "GPU-a", |reading| reading.remap_pending == Some(true));
+    until_read_again(&devices);
+    let seen_to = SystemEnv.now();
+    // The agent says it again and again, as long as the operator's word stands.
+    let device = until(&devices, "GPU-a", |device| {
+        devices.trust("GPU-a", seen_to);
+        device.message.contains("rows of its memory wait")
+    });
+    assert_eq!(device.health, DeviceHealth::Cordoned);
+    assert!(
+        device.message.contains("XID 48") && device.message.contains("self-test fails"),
+        "{device:?}"
+    );
+    // It was reset.
+    machine.script(&format!("{TWO}{GOOD}xid GPU-a 48\n"));
+    until(&devices, "GPU-a", |device| {
+        devices.trust("GPU-a", seen_to);
+        device.health == DeviceHealth::Healthy
+    });
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod quantity;
 pub mod resources;
 pub mod task_state;
 pub mod topology;
+pub mod usage;
 pub mod v1;
 pub mod validation;
 pub mod wire;

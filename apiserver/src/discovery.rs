@@ -62,7 +62,15 @@ pub(crate) fn documents(resources: &[Resource]) -> BTreeMap<String, Vec<Form>> {
         ]
         .map(str::to_owned),
     );
-    paths.extend(["/muster/v1/plan", "/muster/v1/watch", "/muster/v1/why"].map(str::to_owned));
+    paths.extend(
+        [
+            "/muster/v1/plan",
+            "/muster/v1/usage",
+            "/muster/v1/watch",
+            "/muster/v1/why",
+        ]
+        .map(str::to_owned),
+    );
     paths.sort();
     documents.insert("/".to_owned(), plain(json!({ "paths": paths })));
     documents
@@ -265,6 +273,7 @@ mod tests {
                 "authorization.k8s.io",
                 "coordination.k8s.io",
                 "events.k8s.io",
+                "metrics.k8s.io",
                 "muster.dev",
                 "rbac.authorization.k8s.io"
             ]

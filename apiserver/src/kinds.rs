@@ -7,6 +7,7 @@
 //! the golden document.
 
 mod core;
+mod metrics;
 
 use std::sync::Arc;
 
@@ -71,7 +72,13 @@ pub fn resources() -> Vec<Resource> {
         core::of::<ClusterRole>(core::CLUSTER_ROLE),
         core::of::<RoleBinding>(core::ROLE_BINDING),
         core::of::<Role>(core::ROLE),
-        muster(Agent::crd(), &VERBS, &[("offers", "AgentOffers", "create")]),
+        metrics::nodes(),
+        metrics::pods(),
+        muster(
+            Agent::crd(),
+            &VERBS,
+            &[("offers", "AgentOffers", "create"), ("metrics", "Agent", "get")],
+        ),
         muster(Framework::crd(), &VERBS, &[]),
         muster(
             Offer::crd(),
@@ -341,7 +348,7 @@ mod tests {
     #[test]
     fn every_kind_is_described_in_full() {
         let all = resources();
-        assert_eq!(all.len(), 25);
+        assert_eq!(all.len(), 27);
         for resource in &all {
             let name = resource.qualified();
             assert!(!resource.singular.is_empty() && !resource.version.is_empty(), "{name}");
@@ -414,6 +421,7 @@ mod tests {
                 "customresourcedefinitions/status",
                 "agents/status",
                 "agents/offers",
+                "agents/metrics",
                 "frameworks/status",
                 "offers/status",
                 "offers/accept",

@@ -50,6 +50,7 @@ pub mod streams;
 pub mod table;
 pub mod tls;
 mod unread;
+mod usage;
 mod views;
 
 pub use routes::router;

@@ -133,5 +133,10 @@ pub const RULE_CONDITIONALS: usize = 32;
 /// When a change is to be tried again that is refused because the audit log cannot be written: nobody makes room within a second.
 pub const AUDIT_RETRY_SECONDS: u32 = 10;
 
+/// Agents that are asked at once for what they measure: a connection each.
+pub const AGENTS_ASKED_AT_ONCE: usize = 64;
+/// How long an agent has to say what it measures, connection and handshake included: it has it in memory.
+pub const AGENT_ANSWER: Duration = Duration::from_secs(3);
+
 /// Deletions of a collection that are under way at once: enough that they travel together, few enough that others get their turn.
 pub const DELETIONS_AT_ONCE: usize = 16;

@@ -14,6 +14,7 @@ use crate::commands::token::TokenCommand;
 use crate::commands::version::VersionArgs;
 use crate::dev::args::{AgentArgs, DevArgs, ServerArgs};
 use crate::store_args::{BackupCommand, StoreCommand};
+use crate::top_args::TopCommand;
 
 const AFTER: &str = "Exit codes: 0 done, 1 error, 2 differences, 3 the task cannot be placed, 4 timed out, 5 the task failed.\n\
 The cluster is the one of --kubeconfig, MUSTER_CONFIG, KUBECONFIG or ~/.config/muster/config; `mctl dev` starts one here.";
@@ -94,6 +95,9 @@ pub enum Command {
     Cp(CpArgs),
     /// Reach ports of a task at ports here, also after it was started again.
     PortForward(PortForwardArgs),
+    /// Show what agents, tasks and GPUs use now.
+    #[command(subcommand)]
+    Top(TopCommand),
     /// Wait until something is true of objects.
     Wait(WaitArgs),
     /// Explain why a task is not placed, agent by agent.

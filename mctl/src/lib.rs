@@ -24,6 +24,7 @@ pub mod store_args;
 pub mod stream;
 pub mod style;
 pub mod table;
+pub mod top_args;
 
 use std::process::ExitCode;
 
@@ -119,6 +120,7 @@ async fn dispatch(global: &Global, command: Command, terminal: &mut Terminal) ->
         Command::Cordon(args) => commands::cordon::run(session, &args, true, SystemEnv.now(), terminal).await,
         Command::Uncordon(args) => commands::cordon::run(session, &args, false, SystemEnv.now(), terminal).await,
         Command::Gone(args) => commands::gone::run(session, args, SystemEnv.now(), terminal).await,
+        Command::Top(command) => commands::top::run(session, command, terminal).await,
         Command::Events(args) => commands::events::run(session, args, terminal).await,
         Command::Agent(args) => match args.command {
             Some(command) => commands::agent::run(session, command, SystemEnv.now(), terminal).await,

@@ -137,6 +137,7 @@ cases! {
         removed_container_is_gone_and_its_id_can_be_used_again,
         restarted_caller_finds_everything,
         change_wakes_its_reader,
+        what_runs_is_counted_and_cpu_time_never_falls,
     }
     output {
         output_of_both_streams_is_kept,

@@ -32,7 +32,8 @@ pub use process::ProcessRuntime;
 pub use process::containerd::{self, ContainerdRuntime};
 pub use types::{
     Container, ContainerId, ContainerSpec, DeviceNode, Error, Exit, FENCED, Fence, Isolation, LABEL_IMAGE, Labels,
-    Limits, LogChunk, LogLine, LogPosition, LogQuery, MemoryDirectory, Mount, Rootfs, State, Stop, Stream, User,
+    Limits, LogChunk, LogLine, LogPosition, LogQuery, MemoryDirectory, Mount, Rootfs, State, Stop, Stream, Usage, Used,
+    User,
 };
 
 /// Ends containers by itself, without whoever asked for them: for those whose caller may lose the right to have them run and not notice,
@@ -78,6 +79,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// its namespaces and its cgroup, and with no right that its command does not have. A command that cannot be run is no error but the
     /// end of the session, with the exit code of a shell. See [`Session`] for how it ends.
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error>;
+
+    /// What these containers have used so far, those of them that run, and the whole machine. A runtime that counts nothing says nothing.
+    async fn usage(&self, _ids: &[ContainerId]) -> Result<Usage, Error> {
+        Ok(Usage::default())
+    }
 
     /// Wakes its reader when any container may have changed state. May say too much, never too little; carries no data:
     /// the reader lists again.

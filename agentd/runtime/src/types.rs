@@ -388,6 +388,30 @@ pub struct LogLine {
     pub bytes: Vec<u8>,
 }
 
+/// What has been used so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// By the whole machine, with what is not this runtime's.
+    pub machine: Used,
+    /// By containers that run.
+    pub containers: BTreeMap<ContainerId, Used>,
+}
+
+/// What something has used so far; `None`: nobody counts it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// CPU time. It never falls.
+    pub cpu: Option<Duration>,
+    /// Bytes of memory now, without files that were not used for a while.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of memory that it may have; `None`: all that there is.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads now.
+    pub pids: Option<u64>,
+    /// Processes that were killed for memory.
+    pub oom_kills: Option<u64>,
+}
+
 /// What a runtime isolates, each part with the reason when it does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Isolation {

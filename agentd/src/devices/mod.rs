@@ -8,14 +8,16 @@ pub mod cdi;
 mod choice;
 pub mod driver;
 pub mod health;
+pub mod hygiene;
 mod inject;
 pub(crate) mod nvml;
 mod simulated;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_api::Timestamp;
 use muster_api::device::{Device, DeviceHealth};
+use muster_api::usage::GpuReading;
 use muster_api::v1::GpuOrder;
 use muster_runtime::{DeviceNode, Mount};
 use tokio::sync::watch;
@@ -42,6 +44,20 @@ pub trait DeviceSource: Send + Sync + 'static {
         None
     }
 
+    /// Which devices tasks have now: those of containers that live. Told before anything is planned.
+    fn held(&self, _uuids: BTreeSet<String>) {}
+
+    /// What still uses a device that no task has, in words: the next task waits for its end. `None` where nothing does, or nobody knows. Called
+    /// often and from pure code: no I/O.
+    fn occupied(&self, _uuid: &str) -> Option<String> {
+        None
+    }
+
+    /// What the devices do, as it was read last. No I/O: a driver that hangs keeps nobody waiting.
+    fn readings(&self) -> Readings {
+        Readings::default()
+    }
+
     /// An operator has seen to the device: what was found wrong with it until then counts no more.
     fn trust(&self, _uuid: &str, _since: Timestamp) {}
 
@@ -49,6 +65,15 @@ pub trait DeviceSource: Send + Sync + 'static {
     fn changes(&self) -> Option<watch::Receiver<u64>> {
         None
     }
+}
+
+/// What the driver says of devices, as it was read last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readings {
+    /// When all of them were read; `None`: they do not change.
+    pub at: Option<Timestamp>,
+    /// By UUID.
+    pub gpus: BTreeMap<String, GpuReading>,
 }
 
 /// The devices with what operators say about them: one that is cordoned is not offered, and its tasks go on.

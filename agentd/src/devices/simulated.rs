@@ -1,14 +1,16 @@
 //! Devices that are not there: for trying out a cluster without GPUs, and for the simulator.
 //!
-//! They are offered, charged and bound as real ones are; a task finds their UUIDs in `MUSTER_GPUS`, and no device node.
+//! They are offered, charged and bound as real ones are; a task finds their UUIDs in `MUSTER_GPUS`, and no device node. Their readings are those of
+//! cards that are idle, since nothing is computed on them.
 
 use std::collections::BTreeMap;
 
 use muster_api::device::{Device, DeviceHealth};
 use muster_api::quantity::ByteSize;
 use muster_api::topology::Path;
+use muster_api::usage::{Counts, GpuReading};
 
-use super::{DeviceSource, Edits, UnknownDevice};
+use super::{DeviceSource, Edits, Readings, UnknownDevice};
 
 /// Models by the name they are asked for: as their driver names them, with the memory it reports in MiB, the compute capability, and the
 /// NVLinks by which each reaches the others of its machine (0: over PCIe).
@@ -135,6 +137,42 @@ impl DeviceSource for SimulatedDevices {
         let device = self.devices.get(uuid)?;
         (!device.health.is_usable()).then(|| device.message.clone())
     }
+
+    fn readings(&self) -> Readings {
+        let gpus = self.devices.iter().zip(0..);
+        Readings {
+            at: None,
+            gpus: gpus
+                .map(|((uuid, device), place)| (uuid.clone(), idle(device, place)))
+                .collect(),
+        }
+    }
+}
+
+/// What a card says that is idle; the further back in the machine, the warmer.
+fn idle(device: &Device, place: u32) -> GpuReading {
+    let none = Counts {
+        corrected: Some(0),
+        uncorrected: Some(0),
+    };
+    GpuReading {
+        temperature: Some(30 + place % 16),
+        slowdown_temperature: Some(90),
+        power_milliwatts: Some(60_000),
+        power_limit_milliwatts: Some(350_000),
+        utilization: Some(0),
+        memory_utilization: Some(0),
+        memory_total_bytes: Some(device.memory.bytes()),
+        memory_used_bytes: Some(0),
+        memory_free_bytes: Some(device.memory.bytes()),
+        ecc_volatile: none,
+        ecc_aggregate: none,
+        // The bit for being idle.
+        throttle_reasons: Some(1),
+        processes: Some(BTreeMap::new()),
+        last_xid: Some(0),
+        ..GpuReading::default()
+    }
 }
 
 #[cfg(test)]
@@ -154,6 +192,15 @@ mod tests {
         );
         assert_eq!(devices[3].numa_node, Some(0));
         assert_eq!(devices[4].numa_node, Some(1));
+    }
+
+    #[test]
+    fn readings_are_those_of_cards_that_are_idle() {
+        let readings = SimulatedDevices::parse("2xL4", "a1").expect("well-formed").readings();
+        assert_eq!(readings.gpus.len(), 2);
+        let second = &readings.gpus["GPU-sim-a1-01"];
+        assert_eq!((second.temperature, second.utilization), (Some(31), Some(0)));
+        assert_eq!(second.memory_free_bytes, Some(23_034 << 20));
     }
 
     #[test]

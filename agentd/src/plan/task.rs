@@ -269,8 +269,20 @@ impl Case<'_> {
         self.input.may_start || (goes_on && spec::fence(self.task).is_none())
     }
 
-    /// A device or port of the task that another task's container still holds, in words.
+    /// What keeps a device or port of the task from being used now, in words: another task's container, or what one has left behind.
     fn in_use(&self) -> Option<String> {
+        self.held_by_another().or_else(|| self.left_behind())
+    }
+
+    /// A device that no container has is free of what the last one did with it before the next one gets it.
+    fn left_behind(&self) -> Option<String> {
+        let free = self.status.devices.iter().filter(|uuid| !self.held.contains_key(*uuid));
+        let mut occupied = free.filter_map(|uuid| Some((uuid, self.input.devices.occupied(uuid)?)));
+        let (uuid, why) = occupied.next()?;
+        Some(format!("waits until GPU {uuid} is free: {why}"))
+    }
+
+    fn held_by_another(&self) -> Option<String> {
         let devices = self.status.devices.iter().cloned();
         let mut wanted = devices.chain(self.status.ports.iter().map(port));
         let (thing, holder) = wanted.find_map(|thing| {

@@ -14,7 +14,9 @@ use tokio_rustls::client::TlsStream;
 mod streams;
 
 use super::*;
+use crate::devices::NoDevices;
 use crate::tls::{API_SERVER, Acceptors, Material, fixed};
+use crate::usage::{self, Meter};
 
 const NOW_MS: i64 = 1_800_000_000_000;
 
@@ -85,7 +87,8 @@ async fn server() -> Server {
     let fake = FakeRuntime::new(move || clock.now_ms());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
-    let router = router(Arc::new(fake.clone()), Arc::new(clock));
+    let meter = Meter::new("a1", Arc::new(fake.clone()), Arc::new(NoDevices), Arc::new(clock));
+    let router = router(Arc::new(fake.clone()), Arc::new(clock)).merge(usage::routes(Arc::new(meter)));
     let mut task = JoinSet::new();
     task.spawn(serve(listener, acceptors, router));
     Server {
@@ -253,4 +256,16 @@ async fn what_is_not_there_and_what_is_no_id_is_said() {
     assert!(server.get("/v1/logs/c1").await.starts_with("HTTP/1.1 404"));
     assert!(server.get("/v1/logs/..%2Fetc").await.starts_with("HTTP/1.1 400"));
     assert!(server.get("/v1/logs/c1?after=x").await.starts_with("HTTP/1.1 400"));
+}
+
+#[tokio::test]
+async fn what_is_used_is_told_to_the_api_server_in_both_forms() {
+    let server = server().await;
+    let answer = server.get("/v1/usage").await;
+    let body = answer.rsplit("\r\n\r\n").next().unwrap_or_default();
+    let usage: muster_api::usage::AgentUsage = serde_json::from_str(body).expect("it is JSON");
+    assert_eq!(usage.tasks, []);
+    let answer = server.get("/metrics").await;
+    assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
+    assert!(answer.contains("\nmuster_tasks_left_out 0\n"), "{answer}");
 }

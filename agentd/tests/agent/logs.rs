@@ -31,6 +31,7 @@ async fn cluster(directory: &std::path::Path) -> (Cluster, FakeRuntime, Running)
             cert: serving.certificate_pem,
             key: serving.key_pem,
         }),
+        metrics: None,
     });
     let running = cluster.run(&machine, config);
     until("the agent joins", async || cluster.session().await.is_some()).await;

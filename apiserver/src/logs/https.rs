@@ -1,4 +1,4 @@
-//! Logs from the agents' own servers, over TLS on both sides.
+//! Logs and documents from the agents' own servers, over TLS on both sides.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use http::{HeaderMap, Request, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -28,6 +28,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const ALIVE: Duration = Duration::from_secs(10);
 /// The longest line that is taken: the runtime cuts lines at 64 KiB, which JSON may make six times longer.
 const LINE_BYTES: usize = 1 << 20;
+/// The largest document that is taken: twice what an agent has to say at most.
+const DOCUMENT_BYTES: usize = 16 << 20;
 /// Of what an agent says when it refuses.
 const REFUSAL_BYTES: usize = 4096;
 
@@ -75,6 +77,45 @@ impl HttpsLogSource {
         });
         Ok(sender)
     }
+
+    /// The beginning of an answer, and what keeps its connection.
+    async fn get(
+        &self,
+        node: Node<'_>,
+        path: &str,
+        accept: &str,
+    ) -> Result<(http2::SendRequest<Empty<Bytes>>, Response<Incoming>), LogError> {
+        let mut sender = self.connect(node).await?;
+        let request = Request::get(format!("https://{}{path}", node.address))
+            .header(header::ACCEPT, accept)
+            .body(Empty::new())
+            .map_err(unreachable)?;
+        let response = sender.send_request(request).await.map_err(unreachable)?;
+        Ok((sender, response))
+    }
+}
+
+/// Gives up on what takes too long.
+async fn within<T>(asked: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    let late = || Err(unreachable(format!("no answer within {DEADLINE:?}")));
+    tokio::time::timeout(DEADLINE, asked).await.unwrap_or_else(|_| late())
+}
+
+/// What an answer says that is none.
+async fn refusal(response: Response<Incoming>) -> LogError {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), REFUSAL_BYTES).collect();
+    let body = tokio::time::timeout(DEADLINE, body)
+        .await
+        .ok()
+        .and_then(Result::ok)
+        .map(|body| body.to_bytes());
+    let text = String::from_utf8_lossy(&body.unwrap_or_default()).trim().to_owned();
+    match status {
+        StatusCode::NOT_FOUND => LogError::NotFound,
+        status if status.is_server_error() => LogError::Unreachable(format!("{status}: {text}")),
+        status => LogError::Refused(format!("{status}: {text}")),
+    }
 }
 
 fn unreachable(error: impl std::fmt::Display) -> LogError {
@@ -111,33 +152,25 @@ impl LogSource for HttpsLogSource {
         container: &str,
         query: &LogQuery,
     ) -> Result<BoxStream<'static, Result<LogLine, LogError>>, LogError> {
-        let asked = async {
-            let mut sender = self.connect(node).await?;
-            let request = Request::get(format!("https://{}{}", node.address, path(container, query)))
-                .header(header::ACCEPT, "application/x-ndjson")
-                .body(Empty::new())
-                .map_err(unreachable)?;
-            let response = sender.send_request(request).await.map_err(unreachable)?;
-            Ok((sender, response))
-        };
-        let late = || Err(unreachable(format!("no answer within {DEADLINE:?}")));
-        let (sender, response) = tokio::time::timeout(DEADLINE, asked).await.unwrap_or_else(|_| late())?;
-        let status = response.status();
-        if status == StatusCode::OK {
+        let path = path(container, query);
+        let (sender, response) = within(self.get(node, &path, "application/x-ndjson")).await?;
+        if response.status() == StatusCode::OK {
             return Ok(lines(sender, response.into_body()));
         }
-        let body = Limited::new(response.into_body(), REFUSAL_BYTES).collect();
-        let body = tokio::time::timeout(DEADLINE, body)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .map(|body| body.to_bytes());
-        let text = String::from_utf8_lossy(&body.unwrap_or_default()).trim().to_owned();
-        Err(match status {
-            StatusCode::NOT_FOUND => LogError::NotFound,
-            status if status.is_server_error() => LogError::Unreachable(format!("{status}: {text}")),
-            status => LogError::Refused(format!("{status}: {text}")),
-        })
+        Err(refusal(response).await)
+    }
+
+    async fn fetch(&self, node: Node<'_>, path: &str) -> Result<Bytes, LogError> {
+        let whole = async {
+            // The connection lasts as long as the sender.
+            let (_sender, response) = self.get(node, path, "*/*").await?;
+            if response.status() != StatusCode::OK {
+                return Err(refusal(response).await);
+            }
+            let body = Limited::new(response.into_body(), DOCUMENT_BYTES).collect().await;
+            Ok(body.map_err(unreachable)?.to_bytes())
+        };
+        within(whole).await
     }
 
     async fn stream(
@@ -205,7 +238,6 @@ fn lines(sender: http2::SendRequest<Empty<Bytes>>, body: Incoming) -> BoxStream<
 mod tests {
     use std::convert::Infallible;
 
-    use http::Response;
     use http_body_util::StreamBody;
     use hyper::body::Frame;
     use hyper::service::service_fn;
@@ -287,6 +319,11 @@ mod tests {
             lines[0].text
         );
         assert_eq!(lines[1].text, "two\n");
+
+        let address = node(&pki, "a1").await;
+        let whole = source(&pki).fetch(at(&address), "/v1/usage").await.unwrap();
+        let text = String::from_utf8(whole.to_vec()).unwrap();
+        assert!(text.contains("/v1/usage") && text.lines().count() == 2, "{text}");
 
         let address = node(&pki, "a1").await;
         let refused = source(&pki)

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use http::{HeaderMap, HeaderValue, header};
 use jiff::{SignedDuration, Timestamp};
@@ -88,6 +89,11 @@ pub trait LogSource: Send + Sync + 'static {
         container: &str,
         query: &LogQuery,
     ) -> std::result::Result<BoxStream<'static, std::result::Result<LogLine, LogError>>, LogError>;
+
+    /// A document of an agent, whole, at a path of its node server.
+    async fn fetch(&self, _: Node<'_>, _path: &str) -> std::result::Result<Bytes, LogError> {
+        Err(LogError::Unreachable("this server has no way to its agents".to_owned()))
+    }
 
     /// A stream into a container of an agent, at a path of its node server; `client` says what the client said about its WebSocket.
     async fn stream(

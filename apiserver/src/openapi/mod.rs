@@ -116,6 +116,7 @@ mod tests {
                 "apis/authorization.k8s.io/v1",
                 "apis/coordination.k8s.io/v1",
                 "apis/events.k8s.io/v1",
+                "apis/metrics.k8s.io/v1beta1",
                 "apis/muster.dev/v1",
                 "apis/rbac.authorization.k8s.io/v1"
             ]

@@ -146,7 +146,14 @@ fn whole() -> Vec<Default> {
         ),
         role("system:basic-user", &[], &[Rule::of(&CREATE, &reviews, &own)]),
         role("system:discovery", &[], &[Rule::of_paths(&["get"], &discovery)]),
-        role("system:monitoring", &[], &[Rule::of_paths(&["get"], &health_in_parts)]),
+        role(
+            "system:monitoring",
+            &[],
+            &[
+                Rule::of(&["get"], &OURS, &["agents/metrics"]),
+                Rule::of_paths(&["get"], &health_in_parts),
+            ],
+        ),
         role("system:public-info-viewer", &[], &[Rule::of_paths(&["get"], &health)]),
         role(
             "system:service-account-issuer-discovery",
@@ -174,6 +181,7 @@ fn teams() -> Vec<Default> {
     let shown = [
         "agents",
         "agents/status",
+        "agents/usage",
         "frameworks",
         "frameworks/status",
         "offers",
@@ -183,6 +191,7 @@ fn teams() -> Vec<Default> {
         "tasks",
         "tasks/log",
         "tasks/status",
+        "tasks/usage",
     ];
     let view = [
         Rule::of(
@@ -200,6 +209,7 @@ fn teams() -> Vec<Default> {
         ),
         Rule::of(&READ, &EVENTS, &["events"]),
         Rule::of(&READ, &LEASES, &["leases"]),
+        Rule::of(&READ, &["metrics.k8s.io"], &["nodes", "pods"]),
         Rule::of(&READ, &OURS, &shown),
     ];
     let edit = [

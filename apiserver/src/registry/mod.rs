@@ -77,6 +77,10 @@ pub enum View {
     Pods,
     /// An agent as a Node.
     Nodes,
+    /// What a task uses, as PodMetrics: what is stored only says which tasks there are.
+    PodMetrics,
+    /// What an agent uses, as NodeMetrics.
+    NodeMetrics,
 }
 
 /// A resource that is served.
@@ -127,7 +131,9 @@ impl Kind {
     /// The field of the stored form that a field selector means.
     pub fn stored_field(&self, path: &str) -> String {
         match self.view {
-            View::Stored | View::Version | View::Pods | View::Nodes => path.to_owned(),
+            View::Stored | View::Version | View::Pods | View::Nodes | View::PodMetrics | View::NodeMetrics => {
+                path.to_owned()
+            }
             View::EventsV1 => event::core_field(path),
         }
     }
@@ -161,6 +167,8 @@ fn stored_as(resource: &Resource, all: &[Resource]) -> (Resource, View) {
         "events.events.k8s.io" => ("events", View::EventsV1),
         "pods" => ("tasks.muster.dev", View::Pods),
         "nodes" => ("agents.muster.dev", View::Nodes),
+        "pods.metrics.k8s.io" => ("tasks.muster.dev", View::PodMetrics),
+        "nodes.metrics.k8s.io" => ("agents.muster.dev", View::NodeMetrics),
         _ => return (resource.clone(), View::Stored),
     };
     match all.iter().find(|known| known.qualified() == stored) {

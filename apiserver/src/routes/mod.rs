@@ -23,6 +23,7 @@ mod resource;
 mod reviews;
 mod scale;
 pub(crate) mod tokens;
+mod usage;
 mod views;
 mod watch;
 
@@ -310,13 +311,16 @@ async fn other(call: Call, path: &str) -> Result<Response> {
         ..Attributes::default()
     };
     let state = call.state.clone();
-    // These two are about objects: who may see those may have them told this way, too, and nobody else.
+    // These are about objects: who may see those may have them told this way, too, and nobody else.
     if path == "/muster/v1/watch" && reads {
         return ordered_watch::serve(call).await;
     }
     if let Some(rest) = path.strip_prefix("/muster/v1/why/").filter(|_| reads) {
         let (namespace, task) = rest.split_once('/').ok_or_else(ApiError::unknown_path)?;
         return plan::why(&call, &attributes, namespace, task).await;
+    }
+    if let Some(what) = path.strip_prefix("/muster/v1/usage/").filter(|_| reads) {
+        return usage::rows(&call, what).await;
     }
     call.decide(&attributes)?;
     match path {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Renderer, json_value};
 use super::path::Target;
-use super::{Call, accounts, agent_offers, lease, list, offers, reviews, scale, views, watch};
+use super::{Call, accounts, agent_offers, lease, list, offers, reviews, scale, usage, views, watch};
 use crate::accept;
 use crate::body::{self, ContentType, Decoded};
 use crate::error::{ApiError, Result};
@@ -50,6 +50,9 @@ pub(super) async fn handle(call: Call, kind: Arc<Kind>, target: Target) -> Resul
     match verb {
         "create" | "update" | "patch" if matches!(kind.view, View::Pods | View::Nodes) => {
             views::write(call, &kind, target, verb).await
+        }
+        "get" | "list" if matches!(kind.view, View::NodeMetrics | View::PodMetrics) => {
+            usage::view(call, kind, target, verb).await
         }
         "get" => get(call, kind, target).await,
         "list" => list::serve(call, kind, target).await,
@@ -132,6 +135,7 @@ async fn subresource(call: Call, kind: Arc<Kind>, target: Target) -> Result<Resp
         "finalize" => finalize(call, kind, target).await,
         "token" => accounts::token(call, &kind, target).await,
         "eviction" => views::evict(call, &kind, target).await,
+        "metrics" => usage::metrics(&call, &target).await,
         "log" => {
             catch_up(&call).await?;
             logs::answer(&call.state, &target.namespace, &target.name, &call.query).await

@@ -51,7 +51,7 @@ pub(crate) fn container_of(metadata: &ObjectMeta) -> &str {
     noted.or(metadata.name.as_ref()).map_or("", String::as_str)
 }
 
-fn container_name(task: &Value) -> &str {
+pub(crate) fn container_name(task: &Value) -> &str {
     let noted = task["metadata"]["annotations"][CONTAINER].as_str();
     noted.unwrap_or_else(|| text(task, "/metadata/name"))
 }

@@ -19,7 +19,7 @@ use http_body_util::BodyExt;
 use muster_api::Timestamp;
 use muster_api::env::Env;
 use muster_apiserver::auth::{Tokens, User};
-use muster_apiserver::logs::NoLogs;
+use muster_apiserver::logs::{LogSource, NoLogs};
 use muster_apiserver::membership::Membership;
 use muster_apiserver::tls::{Certified, Peer};
 use muster_apiserver::{Config, State, kinds, router};
@@ -110,6 +110,11 @@ impl Server {
 
     /// With an authority, so that machines can join.
     pub async fn within(store: Arc<dyn Store>, membership: Membership) -> Server {
+        Server::with(store, membership, Arc::new(NoLogs)).await
+    }
+
+    /// With a way to agents.
+    pub async fn with(store: Arc<dyn Store>, membership: Membership, logs: Arc<dyn LogSource>) -> Server {
         let env = Arc::new(TestEnv::default());
         let tokens = Arc::new(Tokens::in_memory());
         let config = Config {
@@ -117,7 +122,7 @@ impl Server {
             env: env.clone(),
             resources: kinds::resources(),
             authenticator: tokens.clone(),
-            logs: Arc::new(NoLogs),
+            logs,
             membership,
         };
         let state = State::start(config).await.unwrap();

@@ -27,6 +27,7 @@ pub mod run;
 pub mod schema;
 pub mod store;
 pub mod token;
+pub mod top;
 pub mod version;
 pub mod wait;
 pub mod why;

@@ -104,6 +104,7 @@ impl Agent {
                 listen: place.listen.0,
                 advertise: place.listen.1,
                 tls: place.tls,
+                metrics: offered.metrics_listen.filter(|_| place.share.1 == 0),
             }),
             data: DataDir::at(&place.directory),
             places,

@@ -66,6 +66,10 @@ pub struct Offered {
     /// usually listens, else as processes (auto).
     #[arg(long, default_value = "auto", value_name = "RUNTIME")]
     pub runtime: RuntimeKind,
+    /// Where the metrics of the agent are served for Prometheus besides, without TLS and to anybody who can reach it, such as 127.0.0.1:9400; of
+    /// several agents those of the first.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Where the images of tasks are, see `mctl image` [default: images below --data-dir].
     #[arg(long, value_name = "DIRECTORY")]
     pub images: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use futures::StreamExt as _;
 
 use super::{
-    Harness, KILL, LONG, Program, TERM, end, exit, id, output, patiently, run, run_to_exit, state, stop, until,
+    Ability, Harness, KILL, LONG, Program, TERM, end, exit, id, output, patiently, run, run_to_exit, state, stop, until,
 };
 use crate::{Error, LogQuery, State};
 
@@ -78,6 +78,27 @@ pub(super) async fn restarted_caller_finds_everything(harness: &dyn Harness) {
     assert_eq!(exit(&*after, &created).await.code, Some(1));
     after.stop(&running, stop(TERM, LONG)).await.expect("stopped");
     assert_eq!(exit(&*after, &running).await.signal, Some(TERM));
+}
+
+pub(super) async fn what_runs_is_counted_and_cpu_time_never_falls(harness: &dyn Harness) {
+    let (runtime, a) = (harness.runtime(), id("a"));
+    run(harness, &*runtime, &a, Program::Forever).await;
+    let ids = [a.clone(), id("nobody")];
+    let used = async || {
+        let used = runtime.usage(&ids).await.expect("counted").containers;
+        assert!(used.keys().all(|counted| *counted == a), "{used:?}");
+        used.get(&a).cloned()
+    };
+    if let Some(first) = used().await {
+        assert!(first.cpu.is_some() && first.pids.is_some(), "{first:?}");
+        let second = used().await.expect("it runs still");
+        assert!(second.cpu >= first.cpu, "{first:?} {second:?}");
+    } else {
+        assert!(!harness.can(Ability::LimitMemory), "what is limited can be counted");
+    }
+    end(&*runtime, &a).await;
+    runtime.remove(&a).await.expect("removed");
+    assert_eq!(used().await, None, "it is gone");
 }
 
 pub(super) async fn change_wakes_its_reader(harness: &dyn Harness) {

@@ -1,5 +1,7 @@
 //! The machine behind the fake runtime: pure state and the passing of time.
 
+mod usage;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

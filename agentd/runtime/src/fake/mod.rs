@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::limits::{CALL_DEADLINE, CREATE_DEADLINE, LIST_DEADLINE, REMOVE_DEADLINE};
 use crate::{
     Container, ContainerId, ContainerSpec, Error, Exec, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, Session,
-    Stop,
+    Stop, Usage,
 };
 
 pub use behaviour::{Behaviour, Ending, Output};
@@ -51,6 +51,8 @@ pub enum Call {
     Logs,
     /// [`Runtime::exec`].
     Exec,
+    /// [`Runtime::usage`].
+    Usage,
 }
 
 /// How a call goes wrong.
@@ -219,6 +221,7 @@ impl FakeRuntime {
             Call::Remove => ("remove", REMOVE_DEADLINE),
             Call::Logs => ("logs", CALL_DEADLINE),
             Call::Exec => ("exec", CALL_DEADLINE),
+            Call::Usage => ("usage", CALL_DEADLINE),
         };
         tokio::time::sleep(deadline).await;
         Err(Error::Deadline { call, deadline })
@@ -286,6 +289,13 @@ impl Runtime for FakeRuntime {
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
         self.call(Call::Exec, Some(id), |fake| session::begin(fake, id, exec))
             .await
+    }
+
+    async fn usage(&self, ids: &[ContainerId]) -> Result<Usage, Error> {
+        self.call(Call::Usage, None, |fake| {
+            Ok(fake.change_silently(|machine| machine.usage(ids)))
+        })
+        .await
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {

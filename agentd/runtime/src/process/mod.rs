@@ -22,6 +22,7 @@ mod control;
 mod directory;
 mod exec;
 mod filter;
+mod guard;
 mod host;
 mod init;
 mod logs;
@@ -34,6 +35,7 @@ mod shim;
 mod shims;
 mod sys;
 mod unmake;
+mod usage;
 mod variables;
 
 use std::fs;
@@ -53,7 +55,7 @@ use crate::limits::{CALL_DEADLINE, CONTAINERD_CREATE_DEADLINE, CREATE_DEADLINE, 
 use crate::registry::{self, Puller};
 use crate::{
     Container, ContainerId, ContainerSpec, Error, Exec, Guard, Isolation, LogChunk, LogQuery, Runtime, Session, State,
-    Stop,
+    Stop, Usage,
 };
 use control::{Created, LINE_MAX, Reply, Request};
 use directory::{Directory, ROOT};
@@ -465,6 +467,10 @@ impl Runtime for ProcessRuntime {
         self.shared.exec(id, exec).await
     }
 
+    async fn usage(&self, ids: &[ContainerId]) -> Result<Usage, Error> {
+        within("usage", CALL_DEADLINE, self.shared.usage(ids)).await
+    }
+
     fn changes(&self) -> BoxStream<'static, ()> {
         let mut version = self.shared.version.subscribe();
         // Containers of before are watched from the first list on, so the first thing to do is to list.
@@ -484,16 +490,5 @@ impl Runtime for ProcessRuntime {
 
     fn guard(&self) -> Option<&dyn Guard> {
         Some(self)
-    }
-}
-
-impl Guard for ProcessRuntime {
-    fn now(&self) -> Duration {
-        clock::boottime()
-    }
-
-    /// One small write to a page that is there already; not synced, because nothing of it matters after a restart of the machine.
-    fn vouch(&self, at: Duration) -> Result<(), Error> {
-        shim::vouch(&self.shared.config.vouched(), at).map_err(|error| system("vouching for containers", &error))
     }
 }

@@ -1,14 +1,16 @@
 //! The GPUs of NVIDIA that the machine has, by the driver's own library (NVML), which is loaded at run time.
 //!
-//! One thread owns the library: it reads what is there, waits for the driver's events, and publishes; everybody else reads what was
-//! published. It promises: a machine without driver has no GPUs, and that is no error; a fault is published within a second of the
-//! driver's report; a GPU that disappears stays in the list, as faulty; verdicts survive a restart of the agent, and end with the boot.
+//! Two threads ask the library: one reads what is there and waits for the driver's events, the other reads what the GPUs do ([`watch`]), so that
+//! a reading that hangs delays no event. Both publish; everybody else reads what was published. It promises: a machine without driver has no
+//! GPUs, and that is no error; a fault is published within a second of the driver's report; a GPU that disappears stays in the list, as
+//! faulty; verdicts survive a restart of the agent, and end with the boot.
 //!
 //! Tested against a library of the same interface that plays a script (`tests/nvml.rs`); the pure parts by themselves.
 
 mod read;
+mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,12 +25,13 @@ use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::watch as channel;
 
 use super::cdi;
 use super::driver::{Driver, Places};
 use super::health::{Finding, Record};
-use super::{DeviceSource, Edits, UnknownDevice};
+use super::hygiene;
+use super::{DeviceSource, Edits, Readings, UnknownDevice};
 use read::{Gpu, Inventory};
 
 /// How long one wait for events lasts: how late the thread notices that it shall end.
@@ -98,7 +101,7 @@ pub struct NvmlDevices {
 
 struct Shared {
     state: Mutex<State>,
-    changes: watch::Sender<u64>,
+    changes: channel::Sender<u64>,
     stop: AtomicBool,
     env: Arc<dyn Env>,
     config: NvmlConfig,
@@ -109,6 +112,18 @@ struct State {
     gpus: BTreeMap<String, Gpu>,
     spec: cdi::Spec,
     records: BTreeMap<String, Record>,
+    readings: Readings,
+    /// The last error that the driver has reported of each.
+    xids: BTreeMap<String, u64>,
+    /// What the driver could not read of each, in words.
+    unanswered: BTreeMap<String, String>,
+    /// Which of them tasks have; `None`: nobody has said yet.
+    held: Option<BTreeSet<String>>,
+    /// When a task has let go of each.
+    released: BTreeMap<String, Timestamp>,
+    /// Those that are not free although no task has them, and those that are so for too long, with what uses them.
+    blocked: BTreeSet<String>,
+    left: BTreeMap<String, String>,
 }
 
 /// What is kept of verdicts.
@@ -132,19 +147,15 @@ impl NvmlDevices {
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
-            changes: watch::channel(0).0,
+            changes: channel::channel(0).0,
             stop: AtomicBool::new(false),
             env,
             config,
         });
         shared.publish(inventory);
-        let keeper = Arc::clone(&shared);
-        let spawned = std::thread::Builder::new()
-            .name("nvml".to_owned())
-            .spawn(move || keeper.keep(&nvml));
-        if let Err(error) = spawned {
-            tracing::error!(%error, "GPUs are not watched: no thread");
-        }
+        let nvml = Arc::new(nvml);
+        shared.spawn("nvml", &nvml, |shared, nvml| shared.keep(nvml));
+        shared.spawn("nvml-readings", &nvml, |shared, nvml| shared.watch(nvml));
         Ok(NvmlDevices { shared })
     }
 }
@@ -188,7 +199,16 @@ impl Shared {
         self.state.lock().expect("nobody panics with it")
     }
 
-    /// The thread: events as they come, and everything anew from time to time.
+    /// A thread of its own, until this is dropped.
+    fn spawn(self: &Arc<Self>, name: &str, nvml: &Arc<Nvml>, work: fn(&Shared, &Nvml)) {
+        let (shared, nvml) = (Arc::clone(self), Arc::clone(nvml));
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        if let Err(error) = thread.spawn(move || work(&shared, &nvml)) {
+            tracing::error!(%error, "GPUs are not watched: no thread");
+        }
+    }
+
+    /// The first thread: events as they come, and everything anew from time to time.
     fn keep(&self, nvml: &Nvml) {
         let mut events = self.listen(nvml);
         let mut waits = 0;
@@ -247,11 +267,20 @@ impl Shared {
         let now = self.env.now();
         tracing::warn!(uuid, ?finding, "the driver reports an error");
         self.change(|state| {
+            if let Finding::Xid(number) = finding {
+                state.xids.insert(uuid.to_owned(), number);
+            }
             if state.gpus.contains_key(uuid) {
                 let record = state.records.entry(uuid.to_owned()).or_default();
                 *record = record.found(finding, now);
             }
         });
+    }
+
+    /// One GPU does not answer any more.
+    fn lost(&self, uuid: &str) {
+        let now = self.env.now();
+        self.change(|state| state.lose(uuid, now));
     }
 
     /// Everything was read.
@@ -268,10 +297,7 @@ impl Shared {
         let driver = Driver::find(&self.config.places, &inventory.driver);
         self.change(|state| {
             for uuid in &lost {
-                let record = state.records.entry(uuid.clone()).or_default();
-                if record.health != DeviceHealth::Faulty {
-                    *record = record.found(Finding::Lost, now);
-                }
+                state.lose(uuid, now);
             }
             state.gpus.extend(inventory.gpus);
             let gpus = state.gpus.iter().map(|(uuid, gpu)| (uuid.as_str(), gpu.minor));
@@ -321,6 +347,45 @@ impl Shared {
 }
 
 impl State {
+    /// A GPU is not there any more. What is faulty already is so for a reason that says more.
+    fn lose(&mut self, uuid: &str, now: Timestamp) {
+        let record = self.records.entry(uuid.to_owned()).or_default();
+        if record.health != DeviceHealth::Faulty {
+            tracing::warn!(uuid, "a GPU is not there any more");
+            *record = record.found(Finding::Lost, now);
+        }
+    }
+
+    /// Those that are in use although no task has them, with what uses them.
+    fn occupied_now(&self) -> BTreeMap<String, String> {
+        let Some(held) = &self.held else {
+            return BTreeMap::new();
+        };
+        let others = self.readings.gpus.iter().filter(|(uuid, _)| !held.contains(*uuid));
+        let occupied = others.filter_map(|(uuid, reading)| Some((uuid.clone(), hygiene::left_behind(reading)?)));
+        occupied.collect()
+    }
+
+    /// What speaks against letting in a GPU that was seen to then.
+    fn self_test(&self, uuid: &str, since: Timestamp) -> Vec<String> {
+        let reading = self.readings.gpus.get(uuid).filter(|_| self.readings.at > Some(since));
+        let is_held = self.held.as_ref().is_none_or(|held| held.contains(uuid));
+        hygiene::self_test(reading, self.unanswered.get(uuid).map(String::as_str), is_held)
+    }
+
+    /// The GPU with all that keeps it from being offered.
+    fn shown(&self, gpu: &Gpu) -> Device {
+        let device = self.device(gpu);
+        match self.left.get(&device.uuid) {
+            Some(why) if device.health.is_usable() => Device {
+                health: DeviceHealth::Cordoned,
+                message: format!("not free, though no task has it: {why}; it is offered again when it is"),
+                ..device
+            },
+            _ => device,
+        }
+    }
+
     /// The GPU with what is thought of it.
     fn device(&self, gpu: &Gpu) -> Device {
         let record = self.records.get(&gpu.device.uuid).cloned().unwrap_or_default();
@@ -342,7 +407,7 @@ impl State {
 impl DeviceSource for NvmlDevices {
     fn discover(&self) -> Vec<Device> {
         let state = self.shared.state();
-        state.gpus.values().map(|gpu| state.device(gpu)).collect()
+        state.gpus.values().map(|gpu| state.shown(gpu)).collect()
     }
 
     fn edits(&self, uuids: &[&str]) -> Result<Edits, UnknownDevice> {
@@ -358,15 +423,56 @@ impl DeviceSource for NvmlDevices {
         (!device.health.is_usable()).then_some(device.message)
     }
 
+    fn readings(&self) -> Readings {
+        let state = self.shared.state();
+        let mut readings = state.readings.clone();
+        for (uuid, reading) in &mut readings.gpus {
+            reading.last_xid = Some(state.xids.get(uuid).copied().unwrap_or(0));
+        }
+        readings
+    }
+
     fn trust(&self, uuid: &str, since: Timestamp) {
         self.shared.change(|state| {
+            let against = state.self_test(uuid, since);
             if let Some(record) = state.records.get_mut(uuid) {
-                *record = record.trusted(since);
+                *record = if against.is_empty() {
+                    record.trusted(since)
+                } else {
+                    record.kept_out(since, &against.join(", "))
+                };
             }
         });
     }
 
-    fn changes(&self) -> Option<watch::Receiver<u64>> {
+    fn held(&self, uuids: BTreeSet<String>) {
+        let now = self.shared.env.now();
+        let mut state = self.shared.state();
+        if state.held.as_ref() == Some(&uuids) {
+            return;
+        }
+        let before = state.held.replace(uuids.clone()).unwrap_or_default();
+        state.released.retain(|uuid, _| !uuids.contains(uuid));
+        for uuid in before.difference(&uuids) {
+            state.released.insert(uuid.clone(), now);
+            // Until it was looked at again: who waits for that is woken.
+            state.blocked.insert(uuid.clone());
+        }
+        state.left.retain(|uuid, _| !uuids.contains(uuid));
+    }
+
+    fn occupied(&self, uuid: &str) -> Option<String> {
+        let state = self.shared.state();
+        let reading = state.readings.gpus.get(uuid)?;
+        state.held.as_ref().filter(|held| !held.contains(uuid))?;
+        let released = state.released.get(uuid).copied();
+        if released.is_some() && state.readings.at <= released {
+            return Some("the task that had it has just ended".to_owned());
+        }
+        hygiene::left_behind(reading)
+    }
+
+    fn changes(&self) -> Option<channel::Receiver<u64>> {
         Some(self.shared.changes.subscribe())
     }
 }

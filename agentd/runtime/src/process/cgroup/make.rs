@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
-use super::{Cgroup, Hierarchies, NEEDED};
+use super::{Cgroup, Hierarchies};
 
 /// Controllers that v2 has to be asked for, level by level.
 const ASKED_FOR: [&str; 3] = ["+cpu", "+memory", "+pids"];
@@ -26,9 +26,9 @@ impl Cgroup {
     /// Device nodes may be made in it until [`Cgroup::close_devices`].
     pub(in super::super) fn make(&self, resources: &LinuxResources) -> io::Result<()> {
         match &self.hierarchies {
-            Hierarchies::V1(_) => NEEDED
+            Hierarchies::V1(mounts) => mounts
                 .iter()
-                .filter_map(|controller| Some((*controller, self.hierarchies.directory(controller, &self.path)?)))
+                .filter_map(|(controller, _)| Some((controller, self.hierarchies.directory(controller, &self.path)?)))
                 .try_for_each(|(controller, directory)| {
                     fs::create_dir_all(&directory)
                         .and_then(|()| limit(controller, &directory, resources))

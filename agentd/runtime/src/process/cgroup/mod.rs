@@ -1,11 +1,12 @@
 //! The cgroup of a container, in whatever hierarchies the machine has: which processes are in it, were any killed for memory, kill all,
 //! remove. Making one and setting its limits is in module `make`.
 //!
-//! Of v1 only the hierarchies that limit something are used ([`NEEDED`]): a directory in each of the others would cost as much and do
-//! nothing.
+//! Of v1 only the hierarchies that limit something are used ([`NEEDED`]), and the one that counts CPU time, which is usually one of them: a
+//! directory in each of the others would cost as much and do nothing.
 //!
 //! What must never happen here: a path outside the one cgroup that was asked for. Tested on made-up trees, v1 on the machine as well.
 
+mod count;
 mod make;
 
 use std::collections::BTreeSet;
@@ -30,6 +31,9 @@ pub(super) enum Hierarchies {
 /// Controllers without which a container would not be limited.
 const NEEDED: [&str; 4] = ["cpu", "devices", "memory", "pids"];
 
+/// What counts the CPU time of a container in v1, where there is such a hierarchy.
+const COUNTING: &str = "cpuacct";
+
 impl Hierarchies {
     /// Reads them from the machine.
     pub(super) fn detect() -> io::Result<Hierarchies> {
@@ -49,7 +53,9 @@ impl Hierarchies {
             match (source.next(), source.nth(1)) {
                 (Some("cgroup2"), _) => v2 = v2.or(Some(PathBuf::from(target))),
                 (Some("cgroup"), Some(options)) => {
-                    let controllers = options.split(',').filter(|option| NEEDED.contains(option));
+                    let controllers = options
+                        .split(',')
+                        .filter(|option| NEEDED.contains(option) || *option == COUNTING);
                     v1.extend(controllers.map(|controller| (controller.to_owned(), PathBuf::from(target))));
                 }
                 _ => {}
@@ -235,7 +241,11 @@ mod tests {
             panic!("not v1")
         };
         let names: Vec<&str> = mounts.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, NEEDED, "the others limit nothing");
+        assert_eq!(
+            names,
+            ["cpu", "cpuacct", "devices", "memory", "pids"],
+            "the others limit and count nothing"
+        );
         assert_eq!(
             Hierarchies::V1(mounts).directories("/a/b").len(),
             4,

@@ -39,7 +39,7 @@ use crate::limits::{CONTAINERD_ANSWER, CONTAINERD_TIDY_AGAIN};
 use crate::registry::{self, Order, Progress, PullError, Puller, Shelf};
 use crate::{
     Container, ContainerId, ContainerSpec, Error, Exec, Exit, Guard, Isolation, LogChunk, LogQuery, Runtime, Session,
-    State, Stop,
+    State, Stop, Usage,
 };
 use client::Client;
 use make::Daemon;
@@ -294,6 +294,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Session, Error> {
         self.kept.exec(id, exec).await
+    }
+
+    async fn usage(&self, ids: &[ContainerId]) -> Result<Usage, Error> {
+        self.kept.usage(ids).await
     }
 
     fn changes(&self) -> BoxStream<'static, ()> {
