@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::apply_args::{ApplyArgs, DiffArgs};
 use crate::commands::auth::AuthCommand;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::gone::GoneArgs;
 use crate::commands::image::ImageCommand;
 use crate::commands::port_forward::PortForwardArgs;
 use crate::commands::schema::SchemaArgs;
@@ -422,18 +423,6 @@ pub struct WhyArgs {
     /// yaml or json.
     #[arg(short = 'o', long, value_name = "FORMAT")]
     pub output: Option<String>,
-}
-
-/// `mctl gone`.
-#[derive(Debug, Args)]
-pub struct GoneArgs {
-    /// The agent.
-    #[arg(value_name = "AGENT")]
-    pub agent: String,
-    /// Its machine is powered off, you have seen it: nothing of its tasks runs any more. Without this, tasks are replaced or given up
-    /// only as their spec.unreachable says, but although many agents were lost at once.
-    #[arg(long)]
-    pub powered_off: bool,
 }
 
 /// `mctl cordon` and `mctl uncordon`.

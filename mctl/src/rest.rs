@@ -1,7 +1,7 @@
 //! Calls to the API server, as plain HTTP with JSON bodies.
 //!
 //! Every answer that is no success becomes a [`CallError`] that says what happened in the server's own words. Reads are tried again
-//! when the server says that it helps; writes never are, because a write may have happened.
+//! when the server says that it helps; writes only when it has too much to do (429), because otherwise a write may have happened.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub const JSON: &str = "application/json";
 pub const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 /// How long a call may take, streams aside.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How often a read is tried, while the server asks to come again.
+/// How often a call is tried, while the server asks to come again.
 const TRIES: u32 = 6;
 /// The longest line of a stream: the largest object, twice, for a table's row.
 const LINE_MAX: usize = 4 << 20;
@@ -109,6 +109,16 @@ impl CallError {
     /// Whether the same read may do better a moment later.
     pub fn is_passing(&self) -> bool {
         matches!(self, CallError::Unreachable { .. }) || matches!(self.code(), 429 | 503 | 504)
+    }
+
+    /// When to ask again, if that helps and does no harm: what a busy server refuses it has not done.
+    fn come_again(&self, reads: bool) -> Option<Duration> {
+        let CallError::Status(status) = self else {
+            return None;
+        };
+        let after = status.details.as_ref().and_then(|details| details.retry_after_seconds);
+        let again = self.code() == 429 || (reads && self.is_passing());
+        again.then(|| Duration::from_secs(after.unwrap_or(1).clamp(1, 5)))
     }
 
     /// What the server says is wrong with fields.
@@ -252,27 +262,33 @@ impl Rest {
 
     /// Reads in another form; tries again while the server asks for it.
     pub async fn get_as(&self, path: &str, accept: &str) -> Result<Value, CallError> {
+        Ok(self.call(Method::GET, path, accept, None).await?.value)
+    }
+
+    /// One call, tried again while that helps.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        payload: Option<Payload<'_>>,
+    ) -> Result<Answer, CallError> {
         let mut tried = 1;
         loop {
-            match self.call(Method::GET, path, accept, None).await {
-                Ok(answer) => return Ok(answer.value),
-                Err(error @ CallError::Status(_)) if error.is_passing() && tried < TRIES => {
-                    let after = match &error {
-                        CallError::Status(status) => {
-                            status.details.as_ref().and_then(|details| details.retry_after_seconds)
-                        }
-                        _ => None,
-                    };
-                    tokio::time::sleep(Duration::from_secs(after.unwrap_or(1).clamp(1, 5))).await;
-                    tried += 1;
-                }
-                Err(error) => return Err(error),
+            let answer = self.call_once(method.clone(), path, accept, payload.clone()).await;
+            match answer
+                .as_ref()
+                .err()
+                .and_then(|error| error.come_again(method == Method::GET))
+            {
+                Some(after) if tried < TRIES => tokio::time::sleep(after).await,
+                _ => return answer,
             }
+            tried += 1;
         }
     }
 
-    /// One call.
-    pub async fn call(
+    async fn call_once(
         &self,
         method: Method,
         path: &str,
@@ -477,6 +493,9 @@ pub fn with_query(path: &str, parameters: &[(&str, &str)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use super::*;
 
     #[test]
@@ -495,6 +514,28 @@ mod tests {
             with_query("/a", &[("l", "app=x,y in (a)"), ("w", "true")]),
             "/a?l=app%3Dx%2Cy%20in%20%28a%29&w=true"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_sent_again_to_a_server_that_has_too_much_to_do_and_to_no_other() {
+        let tries = async |code: u16, times: usize| {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let count = asked.clone();
+            let service = tower::service_fn(move |_: Request<Body>| {
+                let refused = count.fetch_add(1, Relaxed) < times;
+                let response = Response::builder().status(if refused { code } else { 200 });
+                let response = response.header(RETRY_AFTER, "3").body(Body::from(b"{}".to_vec()));
+                async move { response }
+            });
+            let rest = Rest::over(kube::Client::new(service, "default"), "here");
+            let begun = tokio::time::Instant::now();
+            let answer = rest.call(Method::POST, "/x", JSON, None).await;
+            let code = answer.map_err(|error| error.code()).err();
+            (code, asked.load(Relaxed), begun.elapsed().as_secs())
+        };
+        assert_eq!(tries(429, 2).await, (None, 3, 6));
+        assert_eq!(tries(429, 100).await, (Some(429), 6, 15));
+        assert_eq!(tries(503, 1).await, (Some(503), 1, 0));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod given_tests;
 mod image;
 #[cfg(test)]
 mod image_tests;
+mod in_use;
 mod memory;
 mod task;
 

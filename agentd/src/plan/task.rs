@@ -10,7 +10,7 @@ use muster_runtime::{Container, ContainerId, ContainerSpec, LABEL_IMAGE, State};
 use super::given::{self, Without};
 use super::image::Absent;
 use super::memory::after;
-use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier, image, port};
+use super::{Action, Held, PlanInput, Report, TaskPlan, Verb, earlier, image, in_use};
 use crate::limits::{CONTAINERS_KEPT, START_PATIENCE};
 use crate::restart::{self, Decision};
 use crate::spec::{self, container_id, container_spec};
@@ -269,29 +269,9 @@ impl Case<'_> {
         self.input.may_start || (goes_on && spec::fence(self.task).is_none())
     }
 
-    /// What keeps a device or port of the task from being used now, in words: another task's container, or what one has left behind.
+    /// What keeps a device or port of the task from being used now, in words.
     fn in_use(&self) -> Option<String> {
-        self.held_by_another().or_else(|| self.left_behind())
-    }
-
-    /// A device that no container has is free of what the last one did with it before the next one gets it.
-    fn left_behind(&self) -> Option<String> {
-        let free = self.status.devices.iter().filter(|uuid| !self.held.contains_key(*uuid));
-        let mut occupied = free.filter_map(|uuid| Some((uuid, self.input.devices.occupied(uuid)?)));
-        let (uuid, why) = occupied.next()?;
-        Some(format!("waits until GPU {uuid} is free: {why}"))
-    }
-
-    fn held_by_another(&self) -> Option<String> {
-        let devices = self.status.devices.iter().cloned();
-        let mut wanted = devices.chain(self.status.ports.iter().map(port));
-        let (thing, holder) = wanted.find_map(|thing| {
-            let holder = self.held.get(&thing).filter(|holder| **holder != self.uid)?;
-            Some((thing, holder))
-        })?;
-        Some(format!(
-            "waits until the container of task uid {holder} has let go of {thing}"
-        ))
+        in_use::words(&self.status, self.uid, self.held, self.input.devices)
     }
 
     /// The container is there, its command was not run. It is run once the API server knows that the task was taken up: a superseded

@@ -1,15 +1,27 @@
 //! `mctl gone`: an operator's word about an agent that cannot be reached.
 
+use clap::Args;
 use http::Method;
 use jiff::Timestamp;
 use muster_api::Time;
 use muster_api::v1::Agent;
 use serde_json::json;
 
-use crate::cli::GoneArgs;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::rest::{CallError, JSON, Payload};
 use crate::session::{Session, Terminal, ours};
+
+/// `mctl gone`.
+#[derive(Debug, Args)]
+pub struct GoneArgs {
+    /// The agent.
+    #[arg(value_name = "AGENT")]
+    pub agent: String,
+    /// Its machine is powered off, you have seen it: nothing of its tasks runs any more. Without this, tasks are replaced or given up
+    /// only as their spec.unreachable says, but although many agents were lost at once.
+    #[arg(long)]
+    pub powered_off: bool,
+}
 
 /// Runs the command.
 pub async fn run(session: &Session, args: GoneArgs, now: Timestamp, terminal: &mut Terminal) -> Outcome {
