@@ -15,6 +15,19 @@ use crate::session::{Session, Terminal, ours, query};
 use crate::table;
 use crate::top_args::{SortBy, TopArgs, TopCommand};
 
+const TASK_HEADINGS: [&str; 10] = [
+    "TASK",
+    "AGENT",
+    "CPU",
+    "MEMORY",
+    "PIDS",
+    "RESTARTS",
+    "OOMS",
+    "GPUS",
+    "GPU",
+    "GPU MEMORY",
+];
+
 /// Runs the command.
 pub async fn run(session: &Session, command: TopCommand, terminal: &mut Terminal) -> Outcome {
     let (args, what) = match &command {
@@ -132,18 +145,7 @@ async fn tasks(session: &Session, args: &TopArgs) -> Outcome<Shown> {
         format!("tasks/{}", session.namespace)
     };
     let (found, value): (Vec<TaskRow>, Value) = read(session, &what, args).await?;
-    let mut headings = vec![
-        "TASK",
-        "AGENT",
-        "CPU",
-        "MEMORY",
-        "PIDS",
-        "RESTARTS",
-        "OOMS",
-        "GPUS",
-        "GPU",
-        "GPU MEMORY",
-    ];
+    let mut headings = TASK_HEADINGS.to_vec();
     if all {
         headings.insert(0, "NAMESPACE");
     }
@@ -439,19 +441,7 @@ mod tests {
         ]))
         .expect("rows");
         let shown = found.iter().map(|row| task(row, false)).collect();
-        let headings = [
-            "TASK",
-            "AGENT",
-            "CPU",
-            "MEMORY",
-            "PIDS",
-            "RESTARTS",
-            "OOMS",
-            "GPUS",
-            "GPU",
-            "GPU MEMORY",
-        ];
-        insta::assert_snapshot!(render(&headings, shown, true), @r"
+        insta::assert_snapshot!(render(&TASK_HEADINGS, shown, true), @r"
         TASK    AGENT   CPU     MEMORY   PIDS   RESTARTS   OOMS   GPUS   GPU   GPU MEMORY   MESSAGE
         train   a1      0.250   1.0Mi    7      2          1      1      -     -
         web     a2      -       -        -      -          -      -      -     -            agent a2 has not been heard from
