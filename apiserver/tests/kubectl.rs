@@ -462,7 +462,7 @@ async fn kinds_are_found_and_their_fields_explained() {
         let versions = kubectl.ok("api-versions").await;
         assert_eq!(
             versions,
-            "apiextensions.k8s.io/v1\nauthentication.k8s.io/v1\nauthorization.k8s.io/v1\ncoordination.k8s.io/v1\nevents.k8s.io/v1\nmuster.dev/v1\nrbac.authorization.k8s.io/v1\nv1\n"
+            "apiextensions.k8s.io/v1\nauthentication.k8s.io/v1\nauthorization.k8s.io/v1\ncoordination.k8s.io/v1\nevents.k8s.io/v1\nmetrics.k8s.io/v1beta1\nmuster.dev/v1\nrbac.authorization.k8s.io/v1\nv1\n"
         );
         let task = kubectl.ok("explain task").await;
         for part in ["Task", "spec", "-required-", "One placement of a command on an agent"] {
