@@ -87,6 +87,27 @@ async fn what_newer_clients_create_is_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_of_a_newer_client_is_a_task_and_can_be_evicted() {
+    let server = Server::new().await;
+    let admin = server.admin();
+    let send = admin.clone().with("content-type", PROTOBUF);
+    let limit = field(1, &[field(1, b"cpu"), field(2, &field(1, b"500m"))].concat());
+    let container = [field(1, b"c"), field(2, b"registry.example.com/x:1"), field(8, &limit)].concat();
+    // The machine's network, processes and messages: not asked for, and written all the same.
+    let spec = [field(2, &container), b"\x58\0\x60\0\x68\0".to_vec()].concat();
+    let pod = body("v1", "Pod", &[metadata("p"), field(2, &spec), field(3, b"")]);
+    let pods = "/api/v1/namespaces/default/pods";
+    send.send("POST", pods, pod).await.expect(201);
+    let task = admin.get(&format!("{TASKS}/p")).await.expect(200).json;
+    assert_eq!(task["spec"]["limits"]["cpus"], "500m");
+    let eviction = body("policy/v1", "Eviction", &[metadata("p"), field(2, b"")]);
+    send.send("POST", &format!("{pods}/p/eviction"), eviction)
+        .await
+        .expect(201);
+    admin.get(&format!("{TASKS}/p")).await.expect(404);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_cut_off_or_not_meant_for_protobuf_is_refused() {
     let server = Server::new().await;
     let send = server.admin().with("content-type", PROTOBUF);

@@ -135,14 +135,17 @@ fn fields(
         let Some(field) = message.fields.iter().find(|field| field.number == number) else {
             continue;
         };
-        match field.many {
-            Many::One => one(table, field, word, depth, object)?,
-            Many::List => {
+        match (field.many, field.kind) {
+            (Many::Inline, Type::Message(index)) => {
+                fields(table, table.message(index), word.bytes()?, depth - 1, object)?;
+            }
+            (Many::One | Many::Inline, _) => one(table, field, word, depth, object)?,
+            (Many::List, _) => {
                 let list = object.entry(field.name).or_insert_with(|| Value::Array(Vec::new()));
                 let list = list.as_array_mut().expect("a field is always a list or never");
                 list.push(value(table, field.kind, word, depth)?.unwrap_or_default());
             }
-            Many::Map => {
+            (Many::Map, _) => {
                 let map = object.entry(field.name).or_insert_with(|| Value::Object(Map::new()));
                 let map = map.as_object_mut().expect("a field is always a map or never");
                 let (key, value) = entry(table, field.kind, word.bytes()?, depth)?;
@@ -227,6 +230,8 @@ fn message(table: &Table, message: &Message, reader: Reader<'_>, depth: usize) -
             Some(Value::String(time.strftime(format).to_string()))
         }
         Shape::Json => json(&object, message, &start)?,
+        Shape::IntOrText if int("type") == Some(1) => Some(object.remove("strVal").unwrap_or_else(|| "".into())),
+        Shape::IntOrText => Some(object.remove("intVal").unwrap_or_else(|| 0.into())),
         Shape::First => message.fields.iter().find_map(|field| object.remove(field.name)),
     })
 }

@@ -32,6 +32,8 @@ pub(crate) enum Shape {
     Json,
     /// The first of its fields that is there.
     First,
+    /// A number or a text, as its first field says.
+    IntOrText,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub(crate) enum Many {
     List,
     /// With texts as keys.
     Map,
+    /// What the message has is the outer one's.
+    Inline,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +108,7 @@ impl Table {
                         [] => Many::One,
                         ["list"] => Many::List,
                         ["map"] => Many::Map,
+                        ["inline"] => Many::Inline,
                         _ => return None,
                     };
                     let kind = Type::parse(kind).or_else(|| Some(Type::Message(*numbers.get(kind)?)))?;
@@ -130,6 +135,7 @@ impl Shape {
             "micro-time" => Shape::MicroTime,
             "json" => Shape::Json,
             "first" => Shape::First,
+            "int-or-text" => Shape::IntOrText,
             _ => return None,
         })
     }

@@ -127,6 +127,70 @@ mod sent {
         #[prost(string, repeated, tag = "1")]
         pub(super) items: Vec<String>,
     }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Pod {
+        #[prost(message, optional, tag = "2")]
+        pub(super) spec: Option<PodSpec>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct PodSpec {
+        #[prost(message, repeated, tag = "2")]
+        pub(super) containers: Vec<Container>,
+        #[prost(bool, optional, tag = "11")]
+        pub(super) host_network: Option<bool>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Container {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(message, optional, tag = "8")]
+        pub(super) resources: Option<Resources>,
+        #[prost(message, repeated, tag = "10")]
+        pub(super) probes: Vec<Probe>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Resources {
+        #[prost(btree_map = "string, message", tag = "1")]
+        pub(super) limits: BTreeMap<String, Quantity>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Quantity {
+        #[prost(string, tag = "1")]
+        pub(super) text: String,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Probe {
+        #[prost(message, optional, tag = "1")]
+        pub(super) handler: Option<Handler>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Handler {
+        #[prost(message, optional, tag = "3")]
+        pub(super) socket: Option<Socket>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Socket {
+        #[prost(message, optional, tag = "1")]
+        pub(super) port: Option<IntOrText>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct IntOrText {
+        #[prost(int64, optional, tag = "1")]
+        pub(super) kind: Option<i64>,
+        #[prost(int32, optional, tag = "2")]
+        pub(super) int: Option<i32>,
+        #[prost(string, optional, tag = "3")]
+        pub(super) text: Option<String>,
+    }
 }
 
 fn sent(api_version: &str, kind: &str, message: &impl Message) -> Vec<u8> {
@@ -205,6 +269,45 @@ fn bytes_and_maps_are_those_of_json() {
         "immutable": false,
     });
     check("v1", "Secret", &secret, expect);
+}
+
+#[test]
+fn quantities_and_ports_are_those_of_json() {
+    let pod = |kind, int, text: &str| sent::Pod {
+        spec: Some(sent::PodSpec {
+            containers: vec![sent::Container {
+                name: "c".to_owned(),
+                resources: Some(sent::Resources {
+                    limits: [(
+                        "cpu".to_owned(),
+                        sent::Quantity {
+                            text: "500m".to_owned(),
+                        },
+                    )]
+                    .into(),
+                }),
+                probes: vec![sent::Probe {
+                    handler: Some(sent::Handler {
+                        socket: Some(sent::Socket {
+                            port: Some(sent::IntOrText {
+                                kind: Some(kind),
+                                int: Some(int),
+                                text: Some(text.to_owned()),
+                            }),
+                        }),
+                    }),
+                }],
+            }],
+            host_network: Some(false),
+        }),
+    };
+    let expect = |port: Value| {
+        let probe = json!({"tcpSocket": {"port": port}});
+        let container = json!({"name": "c", "resources": {"limits": {"cpu": "500m"}}, "livenessProbe": probe});
+        json!({"spec": {"containers": [container], "hostNetwork": false}})
+    };
+    check("v1", "Pod", &pod(0, 80, ""), expect(json!(80)));
+    check("v1", "Pod", &pod(1, 0, "http"), expect(json!("http")));
 }
 
 #[test]

@@ -350,8 +350,9 @@ pub(crate) fn to_task(pod: &Value) -> Result<Value, Vec<Violation>> {
             "securityContext" => said.user(task_spec, value, &path),
             // Nothing of a task depends on them: it has its machine's network and resolver, and there is nothing to tolerate.
             "dnsPolicy" | "enableServiceLinks" | "tolerations" | "preemptionPolicy" => {}
-            "hostNetwork" if value == true => {}
-            "hostNetwork" => said.cannot(&path, "a task has the network of its machine"),
+            // Clients write false where nothing was said.
+            "hostNetwork" | "hostPID" | "hostIPC" if value == false => {}
+            "hostNetwork" => {}
             "serviceAccountName" | "serviceAccount" if value == "default" => {}
             "automountServiceAccountToken" if value == false => {}
             _ => said.cannot(&path, "a task has nothing like it"),

@@ -213,3 +213,17 @@ fn what_a_task_cannot_say_is_refused_by_name() {
         assert_eq!(pod(change), [field]);
     }
 }
+
+#[test]
+fn what_clients_write_where_nothing_was_said_is_nothing() {
+    let container = json!({
+        "name": "p", "image": "docker.io/library/busybox:1", "resources": {}, "livenessProbe": null, "stdin": false, "stdinOnce": false, "tty": false,
+    });
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "generation": 0}, "status": {},
+        "spec": {"containers": [container], "hostNetwork": false, "hostPID": false, "hostIPC": false},
+    });
+    assert!(to_task(&pod).is_ok());
+    pod["spec"]["hostPID"] = json!(true);
+    assert_eq!(to_task(&pod).expect_err("refused")[0].field, "spec.hostPID");
+}
