@@ -302,4 +302,7 @@ async fn what_is_asked_about_accounts_and_rights_has_the_types_that_are_document
         let refused = admin.post(path, &body).await.expect(422).json;
         assert_eq!(refused["reason"], "Invalid", "{path} {body}: {refused}");
     }
+    let own = json!({"spec": {"namespace": "default"}, "status": {"resourceRules": null, "incomplete": false}});
+    let answer = admin.post(rules, &own).await.expect(201).json;
+    assert!(answer["status"]["resourceRules"].is_array(), "{answer}");
 }

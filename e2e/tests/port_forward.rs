@@ -49,6 +49,8 @@ fn cluster() -> Result<(Cluster, u16)> {
     });
     cluster.mctl_with(&["apply", "-f", "-"], &task.to_string()).ok();
     cluster.wait_phase("web", "Running")?;
+    // It runs before it listens.
+    until("the task listens", || TcpStream::connect(("127.0.0.1", port)).is_ok())?;
     Ok((cluster, port))
 }
 

@@ -25,6 +25,10 @@ pub(super) async fn answer(mut call: Call, kind: &Kind, target: Target) -> Resul
     if !review["metadata"].is_object() {
         review["metadata"] = json!({});
     }
+    // Clients send one without what it must have.
+    if let Some(review) = review.as_object_mut() {
+        review.remove("status");
+    }
     // What is answered is what was asked, completed.
     let violations = schema::check(&kind.resource, &mut review).violations;
     if !violations.is_empty() {

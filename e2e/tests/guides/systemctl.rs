@@ -1,6 +1,6 @@
 //! What a guide needs of systemctl, where there is no systemd: it starts what a unit of `/etc/systemd/system` says, as the unit says.
 //!
-//! Known are `ExecStart`, `EnvironmentFile`, `User`, `StateDirectory` with its mode, and `Type=notify`; what confines a unit is left out, and
+//! Known are `ExecStart`, `EnvironmentFile`, `User`, `StateDirectory` and `LogsDirectory` with their modes, and `Type=notify`; what confines a unit is left out, and
 //! nothing is restarted that has ended. A setting that is not known either way is a failure, so that no unit says what is not tested.
 
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
@@ -28,7 +28,8 @@ const LEFT_OUT: &str = "Description Wants After StartLimitIntervalSec Group UMas
     ProtectControlGroups ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables RestrictAddressFamilies \
     RestrictNamespaces RestrictRealtime RestrictSUIDSGID LockPersonality MemoryDenyWriteExecute RemoveIPC SystemCallArchitectures \
     SystemCallFilter SystemCallErrorNumber WantedBy KillMode Delegate TasksMax OOMPolicy OOMScoreAdjust";
-const KNOWN: &str = "ExecStart EnvironmentFile User StateDirectory StateDirectoryMode Type";
+const KNOWN: &str =
+    "ExecStart EnvironmentFile User StateDirectory StateDirectoryMode LogsDirectory LogsDirectoryMode Type";
 
 fn main() -> Result<()> {
     let (flags, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
@@ -116,10 +117,12 @@ impl Unit {
         let (program, arguments) = words.split_first().context("an empty ExecStart")?;
         let user = self.setting("User").unwrap_or("root");
         let user = User::from_name(user)?.with_context(|| format!("there is no user {user}"))?;
-        if let Some(state) = self.setting("StateDirectory") {
-            let directory = Path::new("/var/lib").join(state);
+        for (setting, place) in [("StateDirectory", "/var/lib"), ("LogsDirectory", "/var/log")] {
+            let Some(name) = self.setting(setting) else { continue };
+            let directory = Path::new(place).join(name);
             fs::create_dir_all(&directory)?;
-            let mode = u32::from_str_radix(self.setting("StateDirectoryMode").unwrap_or("0755"), 8)?;
+            let mode = self.setting(&format!("{setting}Mode")).unwrap_or("0755");
+            let mode = u32::from_str_radix(mode, 8)?;
             fs::set_permissions(&directory, Permissions::from_mode(mode))?;
             chown(&directory, Some(user.uid), Some(user.gid))?;
         }

@@ -276,22 +276,29 @@ fn begin(
     ends: Ends,
     session: &OwnedFd,
 ) -> ! {
-    // Before there is a command: how that ended is told by itself if it could not be run, and nothing may overtake this.
-    Told::Ready(ends).send(session);
     if let Errand::Connect(_) = wanted.errand {
+        Told::Ready(ends).send(session);
         Told::Ended(Ended::with(0)).send(session);
         sys::exit(0)
     }
-    let command = match sys::fork() {
-        Ok(ForkResult::Child) => {
+    // Why it could not be run tells the command itself; that must not overtake the word that there is one.
+    let gate = nix::unistd::pipe2(OFlag::O_CLOEXEC);
+    let command = match gate.and_then(|gate| Ok((sys::fork()?, gate))) {
+        Ok((ForkResult::Child, (told, tells))) => {
+            drop((ends, tells));
+            // Ends when the other side is closed.
+            let _ = nix::unistd::read(&told, &mut [0]);
             let ended = run(room, wanted, streams, terminal);
             Told::Ended(ended).send(session);
             sys::exit(NO_SUCH_COMMAND)
         }
-        Ok(ForkResult::Parent { child }) => child,
+        Ok((ForkResult::Parent { child }, gate)) => {
+            Told::Ready(ends).send(session);
+            drop(gate);
+            child
+        }
         Err(error) => {
-            let why = format!("cannot make a process: {}", error.desc());
-            Told::Ended(Ended::because(NOT_RUNNABLE, why)).send(session);
+            Told::CannotEnter(format!("cannot make a process: {}", error.desc())).send(session);
             sys::exit(NOT_RUNNABLE)
         }
     };
