@@ -90,7 +90,7 @@ mutants! {
     /// A framework tries an accept again without an idempotency key: a task is launched twice.
     RetriedWithoutKey in Answers shows "had made task",
     /// An agent takes a task that a list forgot for one that does not exist, and kills it.
-    KilledOnCacheMiss in Machines shows "nobody asked for its end",
+    KilledOnCacheMiss in Partitions shows "nobody asked for its end",
     /// A task that is run again uses the container of its first attempt again.
     AttemptReused in Calm shows "started again",
     /// A task counts as ended as soon as it was told to stop.
